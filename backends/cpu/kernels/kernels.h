@@ -1,0 +1,93 @@
+#pragma once
+// The kernels of one instruction set, as a table of function pointers. One translation unit per set, each built with its own flags,
+// including only this header and its intrinsics, everything in an anonymous namespace, exporting one `const KernelTable`: an inline
+// library function compiled for AVX-512 may otherwise be the copy that the linker keeps for everyone (tools/check_isa.sh looks).
+//
+// Contract of every kernel:
+// - Reads and writes exactly the ranges that its arguments name; unaligned pointers are allowed.
+// - The value of one output never depends on how many rows or columns the call has, nor on its neighbours: splitting work over threads or
+//   ubatches gives the same bits. Sums run in a fixed order. Different tables may differ in the last bits (tests/conformance states how much).
+// - Infinities and NaN flow through; none traps.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fth::cpu {
+
+// An activation row of k values (k a multiple of 32) quantised to 8 bits in blocks of 32, for products with quantised weights:
+//   int8 q[k]; float d[k/32]; float s[k/32];   value = d * q, q in [-127, 127], d = max|x| / 127 (not rounded to f16); s = d * (sum of q)
+// The weights' offsets (q4_0's 8, the k-quants' minima) are applied through s, so that nibbles stay unsigned.
+constexpr uint64_t q8_row_bytes(int64_t k) { return static_cast<uint64_t>(k) + static_cast<uint64_t>(k) / 4; }
+
+// dst[c * dst_stride + r] = dot(weight row r, activation row c) for r in [0, n_rows), c in [0, n_cols).
+// Activation rows are f32[k] for f32, f16 and bf16 weights (products in f32) and Q8 rows for the quantised types.
+// With `rows` set, row i of the call is weight row rows[i] and goes to dst[c * dst_stride + rows[i]] (rows ascend, no duplicates).
+struct MatmulArgs {
+  const void* weights;
+  uint64_t row_bytes;  // from one weight row to the next
+  const void* act;
+  uint64_t act_bytes;  // from one activation row to the next
+  float* dst;
+  int64_t dst_stride;  // in floats
+  int64_t k, n_rows, n_cols;
+  const int32_t* rows;  // null: 0 .. n_rows - 1
+};
+
+// One kv head and the n_q query heads that share it, for one token.
+// For each query j: y[j] = sum over cells c of softmax_c(scale * q[j] . k[c]) v[c], an online softmax over the cells in ascending position,
+// in blocks counted from the first; f32 throughout, k and v converted on load.
+// The cells are a ring: positions first_pos .. first_pos + n_pos - 1 lie in cells position % n_cells. n_pos >= 1.
+struct AttentionArgs {
+  const float* q;  // n_q heads of head_dim, adjacent
+  const void* k;   // cell 0 of this kv head
+  const void* v;
+  uint64_t cell_bytes;  // from one cell to the next, for k and for v
+  float* y;             // n_q heads of head_dim, adjacent
+  int64_t n_q, head_dim;
+  int64_t first_pos, n_pos, n_cells;
+  float scale;
+};
+
+inline constexpr size_t kWeightTypes = 8;  // DType::f32 .. DType::q4_k, in that order
+
+struct KernelTable {
+  const char* name;  // "avx2"
+
+  void (*quantize_q8)(int64_t k, const float* x, void* row);
+  void (*matmul[kWeightTypes])(const MatmulArgs&);
+  void (*dequantize[kWeightTypes])(int64_t k, const void* row, float* y);
+  void (*axpy[kWeightTypes])(int64_t k, float a, const void* row, float* y);  // y += a * row
+
+  void (*attention_f32)(const AttentionArgs&);  // k and v are f32
+  void (*attention_f16)(const AttentionArgs&);  // k and v are f16
+
+  void (*rms_norm)(int64_t n, const float* x, const float* weight, float eps, float* y);
+  // In place on one head: pairs (x[j], x[j + half]) or (x[2j], x[2j + 1]), j in [0, half), rotated by the angle whose cosine and sine are given.
+  void (*rope_neox)(int64_t half, const float* cosine, const float* sine, float* x);
+  void (*rope_adjacent)(int64_t half, const float* cosine, const float* sine, float* x);
+  void (*relu_mul)(int64_t n, const float* gate, const float* up, float* y);  // y may be gate or up
+  void (*silu_mul)(int64_t n, const float* gate, const float* up, float* y);
+  void (*add)(int64_t n, const float* a, const float* b, float* y);
+  void (*f32_to_f16)(int64_t n, const float* x, uint16_t* y);  // round to nearest even
+};
+
+extern const KernelTable kGeneric;
+#if defined(__x86_64__)
+extern const KernelTable kAvx2;        // AVX2, FMA, F16C
+extern const KernelTable kAvx512;      // AVX-512 F, BW, DQ, VL
+extern const KernelTable kAvx512Vnni;  // the same and VNNI
+#elif defined(__aarch64__)
+extern const KernelTable kNeonDotprod;  // ARMv8.2 dotprod
+#endif
+
+// One row of `forethought devices -v`.
+struct KernelChoice {
+  const KernelTable* table;
+  const char* refusal;  // null if this machine can run it, else why not: "no avx512_vnni in cpuid"
+};
+
+// Best first, the generic one last; by cpuid and XGETBV (the operating system must save the registers).  [dispatch.cpp]
+// Returns the number of entries; *out points at static storage.
+size_t kernel_choices(const KernelChoice** out);
+
+}  // namespace fth::cpu

@@ -1,0 +1,148 @@
+#pragma once
+// The host's view of one device behind the plugin boundary: C++ handles over the C table, errors as Result.
+// A Device and what it made are used by one thread at a time. Handles must not outlive the Registry that loaded the plugin.
+
+#include <cstring>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/base/result.h"
+#include "plugins/abi/fth_backend.h"
+
+namespace fth {
+
+inline Result<> check(fth_code code, const fth_error& e) {
+  if (code == FTH_OK) return {};
+  return fail(static_cast<Code>(code), std::string(e.message, strnlen(e.message, sizeof e.message)));
+}
+
+// An object that the plugin frees.
+template <class T, void (*fth_backend::*Free)(T*)>
+class Handle {
+ public:
+  Handle() = default;
+  Handle(const fth_backend* api, T* p) : api_(api), p_(p) {}
+  Handle(Handle&& o) noexcept : api_(o.api_), p_(std::exchange(o.p_, nullptr)) {}
+  Handle& operator=(Handle&& o) noexcept {
+    std::swap(api_, o.api_);
+    std::swap(p_, o.p_);
+    return *this;
+  }
+  ~Handle() {
+    if (p_) (api_->*Free)(p_);
+  }
+  T* get() const { return p_; }
+  explicit operator bool() const { return p_ != nullptr; }
+  const fth_backend& api() const { return *api_; }
+
+ private:
+  const fth_backend* api_ = nullptr;
+  T* p_ = nullptr;
+};
+
+using DeviceHandle = Handle<fth_device, &fth_backend::close>;
+using ExecutableHandle = Handle<fth_executable, &fth_backend::release>;
+
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const fth_backend* api, fth_buffer* p, uint64_t bytes) : h_(api, p), bytes_(bytes) {}
+  uint64_t bytes() const { return bytes_; }
+  explicit operator bool() const { return static_cast<bool>(h_); }
+  fth_binding whole() const { return {h_.get(), 0, bytes_}; }
+  fth_binding at(uint64_t offset, uint64_t bytes) const { return {h_.get(), offset, bytes}; }
+  Result<> write(uint64_t offset, const void* src, uint64_t bytes) const {
+    fth_error e{};
+    return check(h_.api().write(h_.get(), offset, src, bytes, &e), e);
+  }
+  Result<> read(uint64_t offset, void* dst, uint64_t bytes) const {
+    fth_error e{};
+    return check(h_.api().read(h_.get(), offset, dst, bytes, &e), e);
+  }
+
+ private:
+  Handle<fth_buffer, &fth_backend::free> h_;
+  uint64_t bytes_ = 0;
+};
+
+class Executable {
+ public:
+  Executable() = default;
+  Executable(const fth_backend* api, fth_executable* p) : h_(api, p) {}
+  explicit operator bool() const { return static_cast<bool>(h_); }
+
+  // Starts a run and waits for it. scalars: FTH_SCALAR_COUNT of them.
+  Result<> run(std::span<const fth_binding> bindings, std::span<const int64_t> scalars) const {
+    FTH_ASSIGN_OR_RETURN(fth_event* const event, submit(bindings, scalars));
+    return wait(event);
+  }
+  Result<fth_event*> submit(std::span<const fth_binding> bindings, std::span<const int64_t> scalars) const {
+    fth_error e{};
+    fth_event* event = nullptr;
+    FTH_RETURN_IF_ERROR(
+        check(h_.api().submit(h_.get(), bindings.data(), static_cast<uint32_t>(bindings.size()), scalars.data(), &event, &e), e));
+    return event;
+  }
+  Result<> wait(fth_event* event) const {
+    fth_error e{};
+    return check(h_.api().wait(event, &e), e);
+  }
+
+ private:
+  ExecutableHandle h_;
+};
+
+class Device {
+ public:
+  static Result<Device> open(const fth_backend& api, uint32_t index, const char* options) {
+    fth_error e{};
+    fth_device* d = nullptr;
+    FTH_RETURN_IF_ERROR(check(api.open(index, options, &d, &e), e));
+    Device device{DeviceHandle(&api, d)};
+    device.info_.struct_size = sizeof device.info_;
+    FTH_RETURN_IF_ERROR(check(api.info(d, &device.info_, &e), e));
+    return device;
+  }
+
+  const fth_device_info& info() const { return info_; }
+  std::string name() const { return std::string(info_.name, strnlen(info_.name, sizeof info_.name)); }
+  bool reads_host_memory() const { return (info_.flags & FTH_DEVICE_HOST_MEMORY) != 0; }
+  const fth_backend& api() const { return h_.api(); }
+
+  Result<Buffer> alloc(uint64_t bytes) const {
+    fth_error e{};
+    fth_buffer* b = nullptr;
+    FTH_RETURN_IF_ERROR(check(api().alloc(h_.get(), bytes, &b, &e), e));
+    return Buffer(&api(), b, bytes);
+  }
+  // `p` must outlive the buffer.
+  Result<Buffer> import_host(void* p, uint64_t bytes) const {
+    fth_error e{};
+    fth_buffer* b = nullptr;
+    FTH_RETURN_IF_ERROR(check(api().import_host(h_.get(), p, bytes, &b, &e), e));
+    return Buffer(&api(), b, bytes);
+  }
+  Result<fth_estimate> estimate(const fth_segment& s) const {
+    fth_error e{};
+    fth_estimate out{};
+    out.struct_size = sizeof out;
+    FTH_RETURN_IF_ERROR(check(api().estimate(h_.get(), &s, &out, &e), e));
+    return out;
+  }
+  Result<Executable> compile(const fth_segment& s, std::span<const fth_binding> weights) const {
+    fth_error e{};
+    fth_executable* x = nullptr;
+    FTH_RETURN_IF_ERROR(check(api().compile(h_.get(), &s, weights.data(), static_cast<uint32_t>(weights.size()), &x, &e), e));
+    return Executable(&api(), x);
+  }
+
+ private:
+  explicit Device(DeviceHandle h) : h_(std::move(h)) {}
+  DeviceHandle h_;
+  fth_device_info info_{};
+};
+
+}  // namespace fth

@@ -1,0 +1,66 @@
+#pragma once
+// Finds backends: those linked in, then plugins (libfth_*.so) next to the program, in the installed directory and in the caller's list.
+// Nothing is searched in the working directory. What does not load is listed with its reason, never dropped silently.
+
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/base/result.h"
+#include "core/device/device.h"
+#include "core/device/thread_pool.h"
+
+namespace fth {
+
+// The backends linked into this program; defined in backends/builtin.cpp.
+std::span<const fth_backend_query_fn> builtin_backends();
+
+struct RegistryOptions {
+  uint32_t n_threads = 0;     // of the pool; 0 = one per physical core allowed to this process (affinity, cgroup quota)
+  bool builtin_only = false;  // --cpu-only: no plugin file is even opened
+  std::vector<std::filesystem::path> plugin_paths;  // extra directories or files, before the default ones
+  std::string cpu_options;                          // "isa=avx2,bytes_per_second=1.6e10" for the linked-in cpu backend
+  void (*log)(void* self, int32_t level, const char* message) = nullptr;  // null: dropped
+  void* log_self = nullptr;
+};
+
+// What was looked for, and what came of it. One per linked-in backend, plugin file, and device.
+struct BackendReport {
+  std::string name;   // "cpu", or the file's stem when it did not load
+  std::string path;   // empty for a linked-in backend
+  std::string build;  // the backend's build string
+  bool loaded = false;
+  std::string reason;  // why it was not loaded, or has no device: "built for ABI 2.0, this program serves 1.0"
+};
+
+struct DeviceEntry {
+  Device device;
+  size_t backend = 0;   // index into backends()
+  std::string refusal;  // empty, or why the planner must not choose it ("software device", "self-test failed: ...")
+};
+
+class Registry {
+ public:
+  // Never fails because of a plugin; fails only when no device at all could be opened.
+  static Result<std::unique_ptr<Registry>> open(const RegistryOptions& options);
+  ~Registry();
+
+  ThreadPool& pool();
+  std::span<const BackendReport> backends() const;
+  std::span<DeviceEntry> devices();
+  std::span<const std::filesystem::path> searched() const;  // directories, in order, whether or not they exist
+  // "cpu", "vulkan:0". not_found names the devices that exist.
+  Result<size_t> find(const std::string& name) const;
+
+ private:
+  struct Impl;
+  explicit Registry(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Cores this process may use: affinity mask and cgroup quota (v1 and v2), one per physical core. At least 1.
+uint32_t usable_cores();
+
+}  // namespace fth

@@ -1,0 +1,277 @@
+// Opening a model: read it, find devices, plan, make the weights resident, compile.
+#include "core/engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/base/bytes.h"
+#include "core/base/check.h"
+#include "core/engine/engine_impl.h"
+
+namespace fth {
+namespace {
+
+constexpr int64_t kDefaultCtx = 4096;
+// Stacks, heap growth and the pages of code that only a running model touches, beyond what is resident when the plan is made.
+constexpr uint64_t kProgramSlack = 12 * kMiB;
+
+uint64_t expert_bytes(const Layer& l) { return l.gate.expert_bytes() + l.up.expert_bytes() + l.down.expert_bytes(); }
+
+// Host-to-device bytes per second, by writing a few MiB; for devices with memory of their own.
+double measure_copy(const Device& device) {
+  constexpr uint64_t kBytes = 4 * kMiB;
+  auto buffer = device.alloc(kBytes);
+  if (!buffer) return 0;
+  const std::vector<std::byte> source(kBytes);
+  double best = 0;
+  for (int i = 0; i < 3; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    if (!buffer->write(0, source.data(), kBytes)) return 0;
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    best = std::max(best, static_cast<double>(kBytes) / seconds);
+  }
+  return best;
+}
+
+}  // namespace
+
+Segment Engine::Impl::build(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose) const {
+  switch (kind) {
+    case SegmentKind::embed: return embed_segment(*model, bucket);
+    case SegmentKind::router: return router_segment(*model, layer, bucket);
+    case SegmentKind::attention: return attention_segment(*model, layer, bucket, shapes, expose);
+    case SegmentKind::experts: return experts_segment(*model, layer, bucket);
+    case SegmentKind::combine: return combine_segment(*model, layer, bucket);
+    case SegmentKind::head: return head_segment(*model, bucket, expose);
+  }
+  FTH_CHECK(false, "unknown segment kind");
+  return {};
+}
+
+Result<const Buffer*> Engine::Impl::weight(size_t device_index, const Weight& w) {
+  const auto key = std::make_pair(device_index, w.data);
+  if (const auto found = weights.find(key); found != weights.end()) return &found->second;
+  Device& d = device(device_index);
+  Buffer buffer;
+  if (d.reads_host_memory()) {
+    // The mapping is read-only; devices get it for WEIGHT and SLOTS bindings, which they only read.
+    FTH_ASSIGN_OR_RETURN(buffer, d.import_host(const_cast<std::byte*>(w.data), w.bytes));
+  } else {
+    FTH_ASSIGN_OR_RETURN(buffer, d.alloc(w.bytes));
+    FTH_RETURN_IF_ERROR(buffer.write(0, w.data, w.bytes));
+  }
+  return &weights.emplace(key, std::move(buffer)).first->second;
+}
+
+Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose) {
+  const auto bucket_index = static_cast<size_t>(std::find(std::begin(kBuckets), std::end(kBuckets), bucket) - std::begin(kBuckets));
+  const size_t n_layers = static_cast<size_t>(model->config.n_layer) + 1;
+  const size_t index = ((static_cast<size_t>(kind) * n_layers + static_cast<size_t>(layer + 1)) * std::size(kBuckets) + bucket_index) * 2 +
+                       (expose == Expose::norms ? 1 : 0);
+  if (compiled.empty()) compiled.resize(kSegmentKinds * n_layers * std::size(kBuckets) * 2);
+  std::unique_ptr<Compiled>& slot = compiled[index];
+  if (slot) return slot.get();
+  auto c = std::make_unique<Compiled>();
+  c->segment = build(kind, layer, bucket, expose);
+  c->device = device_for(kind, layer);
+  c->weight_bytes = c->segment.weight_bytes();
+  if (kind == SegmentKind::experts) c->weight_bytes = expert_bytes(model->layers[static_cast<size_t>(layer)]);
+  FTH_ASSIGN_OR_RETURN(const fth_estimate estimate, device(c->device).estimate(c->segment.view()));
+  c->workspace_bytes = estimate.workspace_bytes;
+  if (c->workspace_bytes > workspaces[c->device].bytes())
+    return fail(Code::internal, c->segment.name + " wants a workspace of " + format_bytes(c->workspace_bytes) + ", planned were " +
+                                    format_bytes(workspaces[c->device].bytes()));
+  std::vector<fth_binding> bound;
+  for (const Weight* w : c->segment.weights) {
+    FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, weight(c->device, *w));
+    bound.push_back(buffer->whole());
+  }
+  auto executable = device(c->device).compile(c->segment.view(), bound);
+  if (!executable)
+    return tl::unexpected<Error>(std::move(executable).error().context(device(c->device).name() + ": compile " + c->segment.name));
+  c->executable = std::move(*executable);
+  slot = std::move(c);
+  return slot.get();
+}
+
+Result<> Engine::Impl::detect() {
+  RegistryOptions r = options.registry;
+  r.builtin_only = r.builtin_only || options.cpu_only;
+  FTH_ASSIGN_OR_RETURN(registry, Registry::open(r));
+  for (size_t d = 0; d < registry->devices().size(); ++d) {
+    if (device(d).reads_host_memory()) {
+      space_of.push_back(0);
+      if (space_owner.empty()) space_owner.push_back(d);
+    } else {
+      if (space_owner.empty()) return fail(Code::unavailable, "the first device must be the host's own CPU, found " + device(d).name());
+      space_of.push_back(space_owner.size());
+      space_owner.push_back(d);
+    }
+  }
+  return {};
+}
+
+Result<> Engine::Impl::decide() {
+  const Config& c = model->config;
+  if (options.n_ctx == 0) options.n_ctx = std::min(c.n_ctx, kDefaultCtx);
+  if (options.n_ctx < 1 || options.n_ctx > c.n_ctx)
+    return fail(Code::invalid_argument, "context of " + std::to_string(options.n_ctx) + " tokens: the model allows 1 to " +
+                                            std::to_string(c.n_ctx) + "; --override context_length=N overrules it");
+  if (options.ubatch < 1 || options.ubatch > kBuckets[std::size(kBuckets) - 1])
+    return fail(Code::invalid_argument, "ubatch of " + std::to_string(options.ubatch) + " tokens: 1 to 512 are possible");
+  if (options.kv_dtype != DType::f16 && options.kv_dtype != DType::f32)
+    return fail(Code::invalid_argument, "KV cache type " + std::string(name(options.kv_dtype)) + ": f16 and f32 are possible");
+  shapes = {options.kv_dtype, options.n_ctx, bucket_for(options.ubatch)};
+
+  std::vector<PlanDevice> devices;
+  for (size_t d = 0; d < registry->devices().size(); ++d) {
+    const DeviceEntry& entry = registry->devices()[d];
+    PlanDevice p;
+    p.name = entry.device.name();
+    p.host_memory = entry.device.reads_host_memory();
+    p.memory_bytes = entry.device.info().free_bytes;
+    if (!p.host_memory) p.copy_bytes_per_second = measure_copy(entry.device);
+    p.refusal = entry.refusal;
+    devices.push_back(std::move(p));
+  }
+
+  std::vector<PlanSegment> segments;
+  uint64_t experts = 0;
+  const uint64_t stream = static_cast<uint64_t>(c.n_embd) * sizeof(float);
+  const auto add = [&](SegmentKind kind, int64_t layer) {
+    PlanSegment s;
+    s.kind = kind;
+    s.layer = layer;
+    s.name = (layer < 0 ? std::string() : "layer." + std::to_string(layer) + ".") + std::string(name(kind));
+    s.host_only = kind != SegmentKind::attention && kind != SegmentKind::head;
+    s.in_bytes = s.out_bytes = stream;
+    if (kind == SegmentKind::attention)
+      s.state_bytes = static_cast<uint64_t>(2 * kv_cells(model->layers[static_cast<size_t>(layer)], shapes)) *
+                      row_bytes(shapes.kv_dtype, c.n_head_kv * c.head_dim);
+    s.cost.resize(devices.size());
+    for (const int64_t bucket : kBuckets) {
+      // The head runs for one row, or for blocks of kHeadRows when all logits are asked for.
+      if (bucket > (kind == SegmentKind::head ? kHeadRows : shapes.max_bucket)) break;
+      const Segment segment = build(kind, layer, bucket, Expose::no);
+      if (bucket == 1) s.weight_bytes = segment.weight_bytes();
+      for (size_t d = 0; d < devices.size(); ++d) {
+        SegmentCost& cost = s.cost[d];
+        auto estimate = device(d).estimate(segment.view());
+        if (!estimate) {
+          if (cost.reason.empty()) cost.reason = segment.name + ": " + estimate.error().message;
+          cost.supported = false;
+          continue;
+        }
+        if (bucket == 1) {
+          cost.supported = true;
+          cost.seconds = estimate->seconds;
+        }
+        cost.workspace_bytes = std::max(cost.workspace_bytes, estimate->workspace_bytes);
+        cost.resident_bytes += estimate->resident_bytes;
+      }
+    }
+    if (kind == SegmentKind::experts)
+      experts += expert_bytes(model->layers[static_cast<size_t>(layer)]) * static_cast<uint64_t>(c.n_expert);
+    segments.push_back(std::move(s));
+  };
+  add(SegmentKind::embed, -1);
+  for (int64_t layer = 0; layer < c.n_layer; ++layer) {
+    if (c.is_sparse()) add(SegmentKind::router, layer);
+    add(SegmentKind::attention, layer);
+    if (c.is_sparse()) {
+      add(SegmentKind::experts, layer);
+      add(SegmentKind::combine, layer);
+    }
+  }
+  add(SegmentKind::head, -1);
+  // Tied: the table is one and the same.
+  if (model->output.data == model->token_embd.data) segments.front().weight_bytes = 0;
+
+  std::vector<Arena> fixed;
+  fixed.push_back({"program", "ram", resident_memory() + kProgramSlack});
+  if (experts > 0) fixed.push_back({"experts", "ram", experts});
+  fixed.push_back({"activations", "ram", activation_bytes(*this)});
+
+  PlanOptions p;
+  p.ram_budget = options.ram_budget;
+  p.ram_available = available_memory();
+  p.vram_budget = options.vram_budget;
+  p.cpu_only = options.cpu_only;
+  p.device = options.device;
+  p.rules = options.rules;
+  p.n_ctx = options.n_ctx;
+  p.ubatch = options.ubatch;
+  FTH_ASSIGN_OR_RETURN(plan, make_plan(std::move(devices), std::move(segments), fixed, model->bytes_per_token(), p));
+  placed.assign(kSegmentKinds * static_cast<size_t>(c.n_layer + 1), 0);
+  for (const Placement& q : plan.placements)
+    placed[static_cast<size_t>(q.kind) * static_cast<size_t>(c.n_layer + 1) + static_cast<size_t>(q.layer + 1)] = q.device;
+  return {};
+}
+
+Result<> Engine::Impl::make_resident() {
+  if (options.on_load)
+    model->file.prefault([](void* self, uint64_t done, uint64_t total) { (*static_cast<decltype(options.on_load)*>(self))(done, total); },
+                         &options.on_load);
+  else
+    model->file.prefault(nullptr, nullptr);
+
+  workspace_blocks.resize(registry->devices().size());
+  workspaces.resize(registry->devices().size());
+  for (const Arena& arena : plan.arenas) {
+    if (arena.name.rfind("workspace", 0) != 0) continue;
+    for (size_t d = 0; d < workspaces.size(); ++d) {
+      const std::string label = "workspace" + (d == 0 ? std::string() : " (" + device(d).name() + ")");
+      if (arena.name != label) continue;
+      if (device(d).reads_host_memory()) {
+        FTH_ASSIGN_OR_RETURN(workspace_blocks[d], HostBlock::allocate(arena.bytes, "workspace"));
+        FTH_ASSIGN_OR_RETURN(workspaces[d], device(d).import_host(workspace_blocks[d].data(), workspace_blocks[d].bytes()));
+      } else {
+        FTH_ASSIGN_OR_RETURN(workspaces[d], device(d).alloc(arena.bytes));
+      }
+    }
+  }
+  // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use.
+  for (const Placement& p : plan.placements) FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Expose::no));
+  return {};
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
+  auto impl = std::make_unique<Impl>();
+  impl->options = options;
+  FTH_ASSIGN_OR_RETURN(impl->model, load_model(options.model, options.overrides));
+  FTH_ASSIGN_OR_RETURN(impl->tokenizer, Tokenizer::from_gguf(impl->model->file));
+  if (impl->tokenizer->size() > impl->model->config.n_vocab)
+    return fail(Code::data_loss, options.model.string() + ": tokenizer.ggml.tokens has " + std::to_string(impl->tokenizer->size()) +
+                                     " entries, token_embd.weight " + std::to_string(impl->model->config.n_vocab) + " rows");
+  impl->chat_template = ChatTemplate::chatml();
+  if (auto text = impl->model->file.string("tokenizer.chat_template"); !text) {
+    impl->template_note = "the file has no chat template; ChatML is used";
+  } else if (auto parsed = ChatTemplate::parse(*text); !parsed) {
+    impl->template_note = "the file's chat template cannot be used (" + parsed.error().message + "); ChatML is used";
+  } else {
+    impl->chat_template = std::move(*parsed);
+  }
+  FTH_RETURN_IF_ERROR(impl->detect());
+  FTH_RETURN_IF_ERROR(impl->decide());
+  if (!options.plan_only) FTH_RETURN_IF_ERROR(impl->make_resident());
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+const Model& Engine::model() const { return *impl_->model; }
+const Plan& Engine::plan() const { return impl_->plan; }
+const Tokenizer& Engine::tokenizer() const { return *impl_->tokenizer; }
+const ChatTemplate& Engine::chat_template() const { return *impl_->chat_template; }
+const std::string& Engine::template_note() const { return impl_->template_note; }
+Registry& Engine::registry() { return *impl_->registry; }
+const EngineOptions& Engine::options() const { return impl_->options; }
+
+Result<Session> Engine::new_session() {
+  if (impl_->options.plan_only) return fail(Code::failed_precondition, "the engine was opened for its plan only");
+  FTH_ASSIGN_OR_RETURN(auto session, Session::Impl::make(*impl_));
+  return Session(std::move(session));
+}
+
+}  // namespace fth

@@ -1,0 +1,116 @@
+#pragma once
+// What Engine and Session hold, shared by engine.cpp, session.cpp and step.cpp. Private to this folder.
+
+#include <array>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/engine/engine.h"
+#include "core/engine/memory.h"
+#include "core/engine/routing.h"
+#include "core/engine/segments.h"
+
+namespace fth {
+
+inline constexpr size_t kPorts = static_cast<size_t>(Port::expert_down) + 1;
+inline constexpr size_t kSegmentKinds = static_cast<size_t>(SegmentKind::head) + 1;
+inline constexpr int64_t kHeadRows = 32;  // rows of logits per head run when all are asked for
+
+// A segment compiled for one bucket on the device that the plan chose.
+struct Compiled {
+  Segment segment;
+  Executable executable;
+  size_t device = 0;             // index into Registry::devices()
+  uint64_t weight_bytes = 0;     // read by one run; for experts of one expert
+  uint64_t workspace_bytes = 0;  // bound at submit, at the start of the device's workspace
+};
+
+struct Engine::Impl {
+  EngineOptions options;
+  std::optional<Model> model;
+  std::optional<Tokenizer> tokenizer;
+  std::optional<ChatTemplate> chat_template;
+  std::string template_note;
+  std::unique_ptr<Registry> registry;  // outlives everything below
+  Plan plan;
+  SegmentShapes shapes;
+
+  // Devices whose memory is the host's share space 0; every other device has a space of its own.
+  std::vector<size_t> space_of;     // [device]
+  std::vector<size_t> space_owner;  // [space]; of space 0: device 0
+  std::vector<size_t> placed;       // [kind * (n_layer + 1) + layer + 1] -> device
+
+  std::map<std::pair<size_t, const std::byte*>, Buffer> weights;  // by device and data
+  std::vector<HostBlock> workspace_blocks;                        // [device], host-memory devices only
+  std::vector<Buffer> workspaces;                                 // [device]
+  std::vector<std::unique_ptr<Compiled>> compiled;                // see slot()
+
+  size_t device_for(SegmentKind kind, int64_t layer) const {
+    return placed[static_cast<size_t>(kind) * static_cast<size_t>(model->config.n_layer + 1) + static_cast<size_t>(layer + 1)];
+  }
+  Device& device(size_t d) { return registry->devices()[d].device; }
+  Segment build(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose) const;
+  // The executable of a segment, compiled at its first use and kept.
+  Result<Compiled*> get(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose);
+  // The buffer of a weight on a device: imported where the device reads host memory, copied there once otherwise.
+  Result<const Buffer*> weight(size_t device, const Weight& w);
+
+  Result<> detect();  // devices and spaces
+  Result<> decide();  // the plan
+  Result<> make_resident();
+};
+
+// The KV cache of one layer, in the memory of the device that runs its attention.
+struct LayerCache {
+  HostBlock block;  // host-memory devices: k then v
+  Buffer k, v;
+  int64_t cells = 0;
+};
+
+// One activation: its place in every space's block, and which spaces hold its current value.
+struct Area {
+  uint64_t offset = 0;
+  uint64_t row_bytes = 0;
+  uint64_t bytes = 0;
+  uint32_t valid = 0;  // bit s: space s is current
+};
+
+struct Session::Impl {
+  Engine::Impl* engine = nullptr;
+  std::vector<int32_t> tokens;
+  std::vector<LayerCache> caches;   // [layer]
+  HostBlock activations;            // space 0
+  std::vector<Buffer> act_buffers;  // [device] that works in host memory: the block imported; others: their own copy
+  std::array<Area, kPorts> areas;
+  Routing routing;
+  Stats stats;
+  std::map<std::pair<size_t, SegmentKind>, SegmentTime> times;
+  Inspect inspect;
+  ForceRouting force_routing;
+  std::vector<fth_binding> bindings;
+
+  static Result<std::unique_ptr<Impl>> make(Engine::Impl& engine);
+
+  template <class T>
+  T* host(Port p) const {
+    return reinterpret_cast<T*>(activations.data() + areas[static_cast<size_t>(p)].offset);
+  }
+};
+
+// Bytes of activations that a session touches; for the plan.  [session.cpp]
+uint64_t activation_bytes(const Engine::Impl& engine);
+
+enum class Want { nothing, last_logits, all_logits };
+
+using OnRows = std::function<Result<>(int64_t first_pos, int64_t rows, const float* values)>;
+
+// Runs the model over ids at positions pos .. pos + n - 1 (n <= the engine's ubatch) and returns the bytes of weights and KV read: the token loop.
+// With last_logits, row 0 of Port::logits is the last position's; with all_logits on_rows is called for each block of rows.  [step.cpp]
+Result<uint64_t> step(Session::Impl& session, std::span<const int32_t> ids, int64_t pos, Want want, const OnRows& on_rows);
+
+}  // namespace fth

@@ -1,0 +1,33 @@
+#pragma once
+// Host memory that the engine hands to devices, and how much of it this process may use.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/base/result.h"
+
+namespace fth {
+
+// Zeroed pages from the system, freed with the object. Untouched pages cost no memory. 2 MiB and larger blocks ask for huge pages.
+class HostBlock {
+ public:
+  HostBlock() = default;
+  // resource_exhausted with `what` and the size when the system has no such memory.
+  static Result<HostBlock> allocate(uint64_t bytes, const char* what);
+  HostBlock(HostBlock&& o) noexcept;
+  HostBlock& operator=(HostBlock&& o) noexcept;
+  ~HostBlock();
+  std::byte* data() const { return data_; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+// What this process may still take: the lesser of MemAvailable and the room below its memory cgroup's limit (v1 and v2). 0 when neither can be read.
+uint64_t available_memory();
+// Resident set of this process now; 0 when it cannot be read.
+uint64_t resident_memory();
+
+}  // namespace fth

@@ -1,0 +1,73 @@
+#pragma once
+// Builds the segments that devices compile: each a short op list with static shapes for a bucket of tokens (docs/architecture.md). The same five kinds
+// serve every model; what differs between models is data in Config and Layer.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/model/config.h"
+#include "core/plan/plan.h"
+#include "plugins/abi/fth_backend.h"
+
+namespace fth {
+
+// Token counts that segments are compiled for; a step of n tokens uses the smallest that holds n.
+inline constexpr int64_t kBuckets[] = {1, 8, 32, 128, 512};
+int64_t bucket_for(int64_t n_tokens);  // n_tokens <= 512
+
+// What a bound tensor of a segment is. The token loop has one area of memory per port that is an activation.
+enum class Port : uint8_t {
+  ids,            // i32 [N]
+  x,              // f32 [N, n_embd]  the residual stream that enters a layer
+  y,              // f32 [N, n_embd]  the stream after attention (after the whole layer when it is dense)
+  h,              // f32 [N, n_embd]  y normalised: the experts' input
+  router_logits,  // f32 [N, n_expert]
+  slot_begin,     // i32 [slots + 1]
+  rows,           // i32 [N * top_k]
+  gates,          // f32 [N, top_k]   weights of the chosen experts
+  expert_out,     // f32 [N * top_k, n_embd]
+  logits,         // f32 [N, n_vocab]
+  norm,           // f32 [N, n_embd]  a norm inside a segment, when it is exposed
+  k_cache,        // [cells, n_head_kv * head_dim]
+  v_cache,
+  expert_gate,  // SLOTS
+  expert_up,
+  expert_down,
+};
+
+struct Segment {
+  std::string name;
+  SegmentKind kind = SegmentKind::embed;
+  int64_t layer = -1;
+  int64_t n_tokens = 0;  // the bucket
+  int64_t n_slots = 0;   // experts segments
+  std::vector<fth_tensor> tensors;
+  std::vector<fth_op> ops;
+  std::vector<const Weight*> weights;  // of the WEIGHT tensors, in tensor order
+  std::vector<Port> ports;             // of the other bound tensors, in tensor order
+  fth_segment view() const;            // valid while this object lives unchanged
+  uint64_t weight_bytes() const;       // of all dense weights bound
+};
+
+enum class Expose { no, norms };  // norms: attn_norm and result_norm become outputs (Port::norm), for comparisons
+
+struct SegmentShapes {
+  DType kv_dtype = DType::f16;
+  int64_t n_ctx = 0;
+  int64_t max_bucket = 0;  // of the largest step: sizes the rings of sliding-window layers
+};
+
+// Cells of a layer's KV ring: all positions for a global layer, window + max_bucket - 1 for a sliding one if that is fewer.
+int64_t kv_cells(const Layer& layer, const SegmentShapes& shapes);
+
+Segment embed_segment(const Model& model, int64_t n_tokens);
+Segment router_segment(const Model& model, int64_t layer, int64_t n_tokens);
+// Attention, and for a dense layer its feed-forward part too.
+Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, const SegmentShapes& shapes, Expose expose);
+Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens);
+Segment combine_segment(const Model& model, int64_t layer, int64_t n_tokens);
+Segment head_segment(const Model& model, int64_t n_tokens, Expose expose);
+
+}  // namespace fth

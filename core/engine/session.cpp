@@ -1,0 +1,209 @@
+// A conversation: KV cache, activations, and the rules of context and reuse. The work itself is step.cpp's.
+#include "core/engine/session.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/base/bytes.h"
+#include "core/engine/engine_impl.h"
+
+namespace fth {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+// Rows and bytes of every activation, for steps of up to `bucket` tokens. Returns the block's size.
+uint64_t lay_out(const Config& c, int64_t bucket, std::array<Area, kPorts>* areas) {
+  const int64_t slots = std::max<int64_t>(c.n_expert, 1);
+  const auto f32 = [](int64_t width) { return static_cast<uint64_t>(width) * sizeof(float); };
+  uint64_t end = 0;
+  const auto put = [&](Port p, int64_t rows, uint64_t row_bytes) {
+    Area& a = (*areas)[static_cast<size_t>(p)];
+    a = {end, row_bytes, static_cast<uint64_t>(rows) * row_bytes, 0};
+    end = align_up(end + a.bytes, 4096);
+  };
+  // The head reads up to kHeadRows rows from any row of x (or y, which a dense layer swaps with it): slack for the last block.
+  const int64_t stream_rows = bucket + kHeadRows;
+  put(Port::ids, bucket, sizeof(int32_t));
+  put(Port::x, stream_rows, f32(c.n_embd));
+  put(Port::y, stream_rows, f32(c.n_embd));
+  put(Port::h, bucket, f32(c.n_embd));
+  put(Port::norm, std::max(bucket, kHeadRows), f32(c.n_embd));
+  if (c.is_sparse()) {
+    put(Port::router_logits, bucket, f32(c.n_expert));
+    put(Port::slot_begin, slots + 1, sizeof(int32_t));
+    (*areas)[static_cast<size_t>(Port::slot_begin)].row_bytes = 0;  // copied whole
+    put(Port::rows, bucket, sizeof(int32_t) * static_cast<uint64_t>(c.top_k));
+    put(Port::gates, bucket, f32(c.top_k));
+    put(Port::expert_out, bucket, f32(c.top_k * c.n_embd));
+  }
+  put(Port::logits, kHeadRows, f32(c.n_vocab));
+  return end;
+}
+
+}  // namespace
+
+uint64_t activation_bytes(const Engine::Impl& engine) {
+  std::array<Area, kPorts> areas;
+  const Config& c = engine.model->config;
+  const uint64_t all = lay_out(c, engine.shapes.max_bucket, &areas);
+  // Pages of logits beyond the first row are touched only when all positions are asked for.
+  return all - areas[static_cast<size_t>(Port::logits)].row_bytes * static_cast<uint64_t>(kHeadRows - 1);
+}
+
+Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine) {
+  auto s = std::make_unique<Impl>();
+  s->engine = &engine;
+  const Config& c = engine.model->config;
+  FTH_ASSIGN_OR_RETURN(s->activations, HostBlock::allocate(lay_out(c, engine.shapes.max_bucket, &s->areas), "activations"));
+  const auto used = [&](size_t d) {
+    return std::any_of(engine.plan.placements.begin(), engine.plan.placements.end(), [d](const Placement& p) { return p.device == d; });
+  };
+  for (size_t d = 0; d < engine.registry->devices().size(); ++d) {
+    Buffer buffer;
+    if (engine.device(d).reads_host_memory()) {
+      FTH_ASSIGN_OR_RETURN(buffer, engine.device(d).import_host(s->activations.data(), s->activations.bytes()));
+    } else if (used(d)) {
+      FTH_ASSIGN_OR_RETURN(buffer, engine.device(d).alloc(s->activations.bytes()));
+    }
+    s->act_buffers.push_back(std::move(buffer));
+  }
+  for (int64_t layer = 0; layer < c.n_layer; ++layer) {
+    LayerCache cache;
+    cache.cells = kv_cells(engine.model->layers[static_cast<size_t>(layer)], engine.shapes);
+    const uint64_t bytes = static_cast<uint64_t>(cache.cells) * row_bytes(engine.shapes.kv_dtype, c.n_head_kv * c.head_dim);
+    Device& device = engine.device(engine.device_for(SegmentKind::attention, layer));
+    if (device.reads_host_memory()) {
+      FTH_ASSIGN_OR_RETURN(cache.block, HostBlock::allocate(2 * align_up(bytes, 4096), "KV cache"));
+      FTH_ASSIGN_OR_RETURN(cache.k, device.import_host(cache.block.data(), bytes));
+      FTH_ASSIGN_OR_RETURN(cache.v, device.import_host(cache.block.data() + align_up(bytes, 4096), bytes));
+    } else {
+      FTH_ASSIGN_OR_RETURN(cache.k, device.alloc(bytes));
+      FTH_ASSIGN_OR_RETURN(cache.v, device.alloc(bytes));
+    }
+    s->caches.push_back(std::move(cache));
+  }
+  return s;
+}
+
+Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+int64_t Session::n_past() const { return static_cast<int64_t>(impl_->tokens.size()); }
+int64_t Session::n_ctx() const { return impl_->engine->options.n_ctx; }
+std::span<const int32_t> Session::tokens() const { return impl_->tokens; }
+
+namespace {
+
+Result<> check_ids(const Session& session, const Config& c, std::span<const int32_t> ids) {
+  if (ids.empty()) return fail(Code::invalid_argument, "no tokens to process");
+  for (const int32_t id : ids)
+    if (id < 0 || id >= c.n_vocab)
+      return fail(Code::invalid_argument, "token " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(c.n_vocab));
+  const int64_t n = static_cast<int64_t>(ids.size());
+  if (session.n_past() + n > session.n_ctx())
+    return fail(Code::out_of_range, std::to_string(session.n_past()) + " + " + std::to_string(n) + " tokens do not fit the context of " +
+                                        std::to_string(session.n_ctx()) + "; raise --ctx (the model allows " + std::to_string(c.n_ctx) +
+                                        ") or shorten the prompt");
+  return {};
+}
+
+}  // namespace
+
+Result<std::span<const float>> Session::prefill(std::span<const int32_t> ids, const std::function<bool(int64_t, int64_t)>& on_progress) {
+  Impl& s = *impl_;
+  const Config& c = s.engine->model->config;
+  FTH_RETURN_IF_ERROR(check_ids(*this, c, ids));
+  const auto begin = Clock::now();
+  const auto total = static_cast<int64_t>(ids.size());
+  for (int64_t done = 0; done < total;) {
+    const int64_t n = std::min(s.engine->options.ubatch, total - done);
+    const auto part = ids.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
+    FTH_RETURN_IF_ERROR(step(s, part, n_past(), done + n == total ? Want::last_logits : Want::nothing, {}));
+    s.tokens.insert(s.tokens.end(), part.begin(), part.end());
+    done += n;
+    s.stats.prompt_tokens += n;
+    if (on_progress && !on_progress(done, total) && done < total) {
+      s.stats.prompt_seconds += seconds_since(begin);
+      return fail(Code::cancelled, "stopped after " + std::to_string(done) + " of " + std::to_string(total) + " prompt tokens");
+    }
+  }
+  s.stats.prompt_seconds += seconds_since(begin);
+  return std::span<const float>(s.host<float>(Port::logits), static_cast<size_t>(c.n_vocab));
+}
+
+Result<std::span<const float>> Session::decode(int32_t id) {
+  Impl& s = *impl_;
+  const Config& c = s.engine->model->config;
+  FTH_RETURN_IF_ERROR(check_ids(*this, c, {&id, 1}));
+  const auto begin = Clock::now();
+  FTH_ASSIGN_OR_RETURN(const uint64_t bytes, step(s, {&id, 1}, n_past(), Want::last_logits, {}));
+  s.tokens.push_back(id);
+  s.stats.decode_seconds += seconds_since(begin);
+  s.stats.decode_tokens += 1;
+  s.stats.decode_bytes += bytes;
+  return std::span<const float>(s.host<float>(Port::logits), static_cast<size_t>(c.n_vocab));
+}
+
+Result<> Session::prefill_all(std::span<const int32_t> ids, const OnRows& on_rows) {
+  Impl& s = *impl_;
+  FTH_RETURN_IF_ERROR(check_ids(*this, s.engine->model->config, ids));
+  const auto begin = Clock::now();
+  for (size_t done = 0; done < ids.size();) {
+    const size_t n = std::min(static_cast<size_t>(s.engine->options.ubatch), ids.size() - done);
+    const auto part = ids.subspan(done, n);
+    FTH_RETURN_IF_ERROR(step(s, part, n_past(), Want::all_logits, on_rows));
+    s.tokens.insert(s.tokens.end(), part.begin(), part.end());
+    done += n;
+    s.stats.prompt_tokens += static_cast<int64_t>(n);
+  }
+  s.stats.prompt_seconds += seconds_since(begin);
+  return {};
+}
+
+int64_t Session::reuse(std::span<const int32_t> ids) {
+  Impl& s = *impl_;
+  if (ids.empty()) {
+    clear();
+    return 0;
+  }
+  const size_t limit = std::min(s.tokens.size(), ids.size() - 1);
+  size_t keep = 0;
+  while (keep < limit && s.tokens[keep] == ids[keep]) ++keep;
+  // A ring holds the last `cells` positions. Going back to `keep` needs the window before it to be among them.
+  const int64_t past = n_past();
+  for (size_t i = 0; i < s.caches.size(); ++i) {
+    const int64_t window = s.engine->model->layers[i].window, cells = s.caches[i].cells;
+    const int64_t oldest_needed = window == 0 ? 0 : std::max<int64_t>(0, static_cast<int64_t>(keep) - window + 1);
+    if (oldest_needed < past - cells) keep = 0;
+  }
+  s.tokens.resize(keep);
+  s.stats.reused_tokens += static_cast<int64_t>(keep);
+  return static_cast<int64_t>(keep);
+}
+
+void Session::clear() { impl_->tokens.clear(); }
+
+Stats Session::stats() const {
+  Stats out = impl_->stats;
+  for (const auto& [key, time] : impl_->times) {
+    SegmentTime t = time;
+    t.device = impl_->engine->device(key.first).name();
+    t.kind = name(key.second);
+    out.segments.push_back(std::move(t));
+  }
+  return out;
+}
+
+void Session::reset_stats() {
+  impl_->stats = {};
+  impl_->times.clear();
+}
+
+void Session::set_inspect(Inspect inspect) { impl_->inspect = std::move(inspect); }
+void Session::set_force_routing(ForceRouting force) { impl_->force_routing = std::move(force); }
+
+}  // namespace fth

@@ -1,0 +1,79 @@
+#pragma once
+// One conversation: its KV cache, its position, its figures. Must not outlive its Engine. One thread at a time.
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/base/result.h"
+
+namespace fth {
+
+// Time and bytes by device and kind of segment, since the session began; `run` prints it as "what ran where".
+struct SegmentTime {
+  std::string device;
+  std::string kind;  // "attention", "experts"
+  uint64_t count = 0;
+  double seconds = 0;
+  uint64_t bytes = 0;  // of weights and KV read
+};
+
+struct Stats {
+  int64_t prompt_tokens = 0, decode_tokens = 0, reused_tokens = 0;
+  double prompt_seconds = 0, decode_seconds = 0;
+  uint64_t decode_bytes = 0;  // weights and KV read while decoding
+  uint64_t copied_bytes = 0;  // between devices
+  std::vector<SegmentTime> segments;
+};
+
+// Values inside the pass, for `logits --dump` and tests. Called after each segment with rows x cols floats (or ids as floats) named as llama.cpp
+// names them: embd, ffn_moe_logits-3, ffn_moe_topk-3, ffn_moe_weights_norm-3, ffn_inp-3, ffn_norm-3, ffn_out-3, l_out-3, result_norm.
+using Inspect = std::function<void(std::string_view name, int64_t first_pos, int64_t rows, int64_t cols, const float* values)>;
+
+// Replaces the router's choice: fills ids [rows, top_k] for the tokens at first_pos .. first_pos + rows - 1 of a layer. For comparisons only.
+using ForceRouting = std::function<void(int64_t layer, int64_t first_pos, int64_t rows, int32_t* ids)>;
+
+class Session {
+ public:
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  int64_t n_past() const;  // tokens in the KV cache
+  int64_t n_ctx() const;
+  std::span<const int32_t> tokens() const;  // those tokens
+
+  // Appends `ids` in ubatches and returns the logits [n_vocab] after the last one, valid until the next call.
+  // on_progress(done, total) may return false to stop: cancelled, and n_past() is what was done.
+  // out_of_range when they do not fit the context (nothing is done then); invalid_argument for an id outside the vocabulary or no ids.
+  Result<std::span<const float>> prefill(std::span<const int32_t> ids,
+                                         const std::function<bool(int64_t done, int64_t total)>& on_progress = {});
+  // prefill of one token, counted as decoding.
+  Result<std::span<const float>> decode(int32_t id);
+  // Logits of every position of `ids`: on_rows(first_pos, rows, values [rows, n_vocab]) per ubatch.
+  Result<> prefill_all(std::span<const int32_t> ids,
+                       const std::function<Result<>(int64_t first_pos, int64_t rows, const float* values)>& on_rows);
+
+  // Keeps the longest usable prefix that `ids` shares with the cache and drops the rest; returns its length (always < ids.size(), so that there is
+  // something left to prefill). Sliding-window layers can only go back as far as their ring still holds.
+  int64_t reuse(std::span<const int32_t> ids);
+  void clear();
+
+  Stats stats() const;
+  void reset_stats();
+  void set_inspect(Inspect inspect);
+  void set_force_routing(ForceRouting force);
+
+  struct Impl;
+  explicit Session(std::unique_ptr<Impl> impl);
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace fth

@@ -1,0 +1,243 @@
+// The token loop: one step of the model over up to a ubatch of tokens. Segments run where the plan put them; activations move between devices only
+// when the reader's memory does not hold the current value.
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "core/base/check.h"
+#include "core/engine/engine_impl.h"
+
+namespace fth {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+class Step {
+ public:
+  Step(Session::Impl& session, std::span<const int32_t> ids, int64_t pos)
+      : s_(session),
+        e_(*session.engine),
+        config_(session.engine->model->config),
+        ids_(ids),
+        n_(static_cast<int64_t>(ids.size())),
+        pos_(pos),
+        expose_(session.inspect ? Expose::norms : Expose::no) {}
+
+  uint64_t bytes() const { return bytes_; }  // of weights and KV read so far
+
+  Result<> run(Want want, const OnRows& on_rows) {
+    std::memcpy(s_.host<int32_t>(Port::ids), ids_.data(), ids_.size_bytes());
+    written_by_host(Port::ids);
+    FTH_RETURN_IF_ERROR(submit(SegmentKind::embed, -1));
+    FTH_RETURN_IF_ERROR(look("embd", Port::x, config_.n_embd, -1));
+
+    for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
+      // Router first: the layer's experts are known before its attention starts (arXiv 2507.20984, section 3.2).
+      if (config_.is_sparse()) FTH_RETURN_IF_ERROR(route(layer));
+      FTH_RETURN_IF_ERROR(submit(SegmentKind::attention, layer));
+      FTH_RETURN_IF_ERROR(look("attn_norm", Port::norm, config_.n_embd, layer));
+      if (config_.is_sparse()) {
+        FTH_RETURN_IF_ERROR(look("ffn_inp", Port::y, config_.n_embd, layer));
+        FTH_RETURN_IF_ERROR(look("ffn_norm", Port::h, config_.n_embd, layer));
+        FTH_RETURN_IF_ERROR(submit(SegmentKind::experts, layer));
+        FTH_RETURN_IF_ERROR(submit(SegmentKind::combine, layer));  // ranks in order: arrival never reaches a sum
+        FTH_RETURN_IF_ERROR(look_at_experts_sum(layer));
+      } else {
+        std::swap(area(Port::x), area(Port::y));  // a dense layer's segment leaves the stream in y
+      }
+      FTH_RETURN_IF_ERROR(look("l_out", Port::x, config_.n_embd, layer));
+    }
+
+    switch (want) {
+      case Want::nothing: return {};
+      case Want::last_logits: return head(n_ - 1, 1);
+      case Want::all_logits:
+        for (int64_t row = 0; row < n_; row += kHeadRows) {
+          const int64_t rows = std::min(kHeadRows, n_ - row);
+          FTH_RETURN_IF_ERROR(head(row, rows));
+          FTH_RETURN_IF_ERROR(on_rows(pos_ + row, rows, s_.host<float>(Port::logits)));
+        }
+        return {};
+    }
+    return {};
+  }
+
+ private:
+  Area& area(Port p) { return s_.areas[static_cast<size_t>(p)]; }
+
+  Result<> route(int64_t layer) {
+    FTH_RETURN_IF_ERROR(submit(SegmentKind::router, layer));
+    FTH_RETURN_IF_ERROR(fetch_to_host(Port::router_logits));
+    FTH_RETURN_IF_ERROR(look("ffn_moe_logits", Port::router_logits, config_.n_expert, layer));
+    const std::span<const float> logits(s_.host<float>(Port::router_logits), static_cast<size_t>(n_ * config_.n_expert));
+    const auto where = [&](Error e) {
+      return std::move(e).context("layer " + std::to_string(layer) + ", positions from " + std::to_string(pos_));
+    };
+    Routing& r = s_.routing;
+    if (auto done = choose_experts(config_, logits, n_, &r); !done) return tl::unexpected<Error>(where(std::move(done).error()));
+    if (s_.force_routing) s_.force_routing(layer, pos_, n_, r.ids.data());
+    if (auto done = weigh_and_group(config_, logits, n_, &r); !done) return tl::unexpected<Error>(where(std::move(done).error()));
+    if (s_.inspect) {
+      const std::vector<float> ids(r.ids.begin(), r.ids.end());
+      s_.inspect("ffn_moe_topk-" + std::to_string(layer), pos_, n_, config_.top_k, ids.data());
+      s_.inspect("ffn_moe_weights_norm-" + std::to_string(layer), pos_, n_, config_.top_k, r.gates.data());
+    }
+    const auto put = [&](Port port, const auto& values) {
+      std::memcpy(s_.host<std::byte>(port), values.data(), values.size() * sizeof values[0]);
+      written_by_host(port);
+    };
+    put(Port::slot_begin, r.slot_begin);
+    put(Port::rows, r.rows);
+    put(Port::gates, r.gates);
+    return {};
+  }
+
+  Result<> head(int64_t first_row, int64_t rows) {
+    first_row_ = first_row;
+    n_rows_ = rows;
+    FTH_RETURN_IF_ERROR(submit(SegmentKind::head, -1));
+    FTH_RETURN_IF_ERROR(fetch_to_host(Port::logits));
+    if (s_.inspect) {
+      FTH_RETURN_IF_ERROR(fetch_to_host(Port::norm));
+      s_.inspect("result_norm", pos_ + first_row, rows, config_.n_embd, s_.host<float>(Port::norm));
+    }
+    return {};
+  }
+
+  // Runs one segment on its device and waits for it, with its time and bytes booked.
+  Result<> submit(SegmentKind kind, int64_t layer) {
+    const bool is_head = kind == SegmentKind::head;
+    const int64_t n = is_head ? n_rows_ : n_;
+    FTH_ASSIGN_OR_RETURN(Compiled* const c, e_.get(kind, layer, bucket_for(n), expose_));
+    const size_t space = e_.space_of[c->device];
+    s_.bindings.clear();
+    for (size_t i = 0, bound = 0; i < c->segment.tensors.size(); ++i) {
+      const uint16_t role = c->segment.tensors[i].role;
+      if (role == FTH_ROLE_WEIGHT || role == FTH_ROLE_TEMP) continue;
+      const Port port = c->segment.ports[bound++];
+      if (role == FTH_ROLE_STATE) {
+        LayerCache& cache = s_.caches[static_cast<size_t>(layer)];
+        s_.bindings.push_back(port == Port::k_cache ? cache.k.whole() : cache.v.whole());
+      } else if (role == FTH_ROLE_SLOTS) {
+        FTH_RETURN_IF_ERROR(bind_experts(*c, port, layer));
+      } else {
+        if (role == FTH_ROLE_INPUT) FTH_RETURN_IF_ERROR(make_valid(port, space, c->device));
+        const Area& a = area(port);
+        const uint64_t skip = is_head && port == Port::x ? static_cast<uint64_t>(first_row_) * a.row_bytes : 0;
+        s_.bindings.push_back(s_.act_buffers[c->device].at(a.offset + skip, a.bytes - skip));
+      }
+    }
+    if (c->workspace_bytes > 0) s_.bindings.push_back(e_.workspaces[c->device].at(0, c->workspace_bytes));
+
+    const auto n_slots = static_cast<int64_t>(kind == SegmentKind::experts ? s_.routing.experts.size() : 0);
+    const std::array<int64_t, FTH_SCALAR_COUNT> scalars = {n, pos_ + (is_head ? first_row_ : 0), n_slots};
+    const auto begin = Clock::now();
+    if (auto done = c->executable.run(s_.bindings, scalars); !done)
+      return tl::unexpected<Error>(std::move(done).error().context(e_.device(c->device).name() + ": " + c->segment.name));
+    book(*c, layer, n, n_slots, std::chrono::duration<double>(Clock::now() - begin).count());
+
+    for (size_t i = 0, bound = 0; i < c->segment.tensors.size(); ++i) {
+      const uint16_t role = c->segment.tensors[i].role;
+      if (role == FTH_ROLE_WEIGHT || role == FTH_ROLE_TEMP) continue;
+      const Port port = c->segment.ports[bound++];
+      if (role == FTH_ROLE_OUTPUT) area(port).valid = 1u << space;
+    }
+    return {};
+  }
+
+  Result<> bind_experts(const Compiled& c, Port port, int64_t layer) {
+    const Layer& l = e_.model->layers[static_cast<size_t>(layer)];
+    const Weight& w = port == Port::expert_gate ? l.gate : port == Port::expert_up ? l.up : l.down;
+    FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, e_.weight(c.device, w));
+    const uint64_t bytes = w.expert_bytes();
+    for (const int32_t e : s_.routing.experts) s_.bindings.push_back(buffer->at(static_cast<uint64_t>(e) * bytes, bytes));
+    const auto unused = static_cast<size_t>(c.segment.n_slots) - s_.routing.experts.size();
+    s_.bindings.insert(s_.bindings.end(), unused, fth_binding{});
+    return {};
+  }
+
+  void book(const Compiled& c, int64_t layer, int64_t n, int64_t n_slots, double seconds) {
+    uint64_t bytes = c.weight_bytes;
+    if (c.segment.kind == SegmentKind::embed) bytes = static_cast<uint64_t>(n) * row_bytes(e_.model->token_embd.dtype, config_.n_embd);
+    if (c.segment.kind == SegmentKind::experts) bytes *= static_cast<uint64_t>(n_slots);
+    if (c.segment.kind == SegmentKind::attention) {
+      const int64_t window = e_.model->layers[static_cast<size_t>(layer)].window;
+      const int64_t seen = window == 0 ? pos_ + n : std::min(pos_ + n, window + n - 1);
+      bytes += static_cast<uint64_t>(2 * seen) * row_bytes(e_.shapes.kv_dtype, config_.n_head_kv * config_.head_dim);
+    }
+    SegmentTime& t = s_.times[{c.device, c.segment.kind}];
+    ++t.count;
+    t.seconds += seconds;
+    t.bytes += bytes;
+    bytes_ += bytes;
+  }
+
+  void written_by_host(Port p) { area(p).valid = 1; }
+
+  uint64_t used_bytes(const Area& a) const {
+    return std::min(a.bytes, a.row_bytes == 0 ? a.bytes : static_cast<uint64_t>(n_) * a.row_bytes);
+  }
+
+  Result<> fetch_to_host(Port p) {
+    Area& a = area(p);
+    if (a.valid & 1u) return {};
+    FTH_CHECK(a.valid != 0, "an activation is read before it was written");
+    const auto space = static_cast<size_t>(__builtin_ctz(a.valid));
+    const uint64_t bytes = p == Port::logits || p == Port::norm ? a.bytes : used_bytes(a);
+    FTH_RETURN_IF_ERROR(s_.act_buffers[e_.space_owner[space]].read(a.offset, s_.activations.data() + a.offset, bytes));
+    s_.stats.copied_bytes += bytes;
+    a.valid |= 1u;
+    return {};
+  }
+
+  Result<> make_valid(Port p, size_t space, size_t device) {
+    Area& a = area(p);
+    if (a.valid & (1u << space)) return {};
+    FTH_RETURN_IF_ERROR(fetch_to_host(p));
+    if (space == 0) return {};
+    const uint64_t bytes = used_bytes(a);
+    FTH_RETURN_IF_ERROR(s_.act_buffers[device].write(a.offset, s_.activations.data() + a.offset, bytes));
+    s_.stats.copied_bytes += bytes;
+    a.valid |= 1u << space;
+    return {};
+  }
+
+  Result<> look(const char* what, Port p, int64_t cols, int64_t layer) {
+    if (!s_.inspect) return {};
+    FTH_RETURN_IF_ERROR(fetch_to_host(p));
+    s_.inspect(layer < 0 ? std::string(what) : what + ("-" + std::to_string(layer)), pos_, n_, cols, s_.host<float>(p));
+    return {};
+  }
+
+  // ffn_out is not a value of the pass (combine adds the experts to y directly): it is summed again here, as combine does.
+  Result<> look_at_experts_sum(int64_t layer) {
+    if (!s_.inspect) return {};
+    FTH_RETURN_IF_ERROR(fetch_to_host(Port::expert_out));
+    const auto width = static_cast<size_t>(config_.n_embd), k = static_cast<size_t>(config_.top_k);
+    std::vector<float> sum(static_cast<size_t>(n_) * width, 0.0f);
+    const float* out = s_.host<float>(Port::expert_out);
+    for (size_t r = 0; r < static_cast<size_t>(n_) * k; ++r)
+      for (size_t i = 0; i < width; ++i) sum[r / k * width + i] += s_.routing.gates[r] * out[r * width + i];
+    s_.inspect("ffn_out-" + std::to_string(layer), pos_, n_, config_.n_embd, sum.data());
+    return {};
+  }
+
+  Session::Impl& s_;
+  Engine::Impl& e_;
+  const Config& config_;
+  std::span<const int32_t> ids_;
+  int64_t n_, pos_;
+  Expose expose_;
+  int64_t first_row_ = 0, n_rows_ = 0;  // of the head run
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace
+
+Result<uint64_t> step(Session::Impl& session, std::span<const int32_t> ids, int64_t pos, Want want, const OnRows& on_rows) {
+  Step one(session, ids, pos);
+  FTH_RETURN_IF_ERROR(one.run(want, on_rows));
+  return one.bytes();
+}
+
+}  // namespace fth
