@@ -109,6 +109,11 @@ class Device {
 
   const fth_device_info& info() const { return info_; }
   std::string name() const { return std::string(info_.name, strnlen(info_.name, sizeof info_.name)); }
+  // For the registry, which keeps names unique. Cut at 63 bytes.
+  void rename(const std::string& name) {
+    std::memset(info_.name, 0, sizeof info_.name);
+    name.copy(info_.name, sizeof info_.name - 1);
+  }
   bool reads_host_memory() const { return (info_.flags & FTH_DEVICE_HOST_MEMORY) != 0; }
   const fth_backend& api() const { return h_.api(); }
 

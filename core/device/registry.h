@@ -20,8 +20,9 @@ std::span<const fth_backend_query_fn> builtin_backends();
 struct RegistryOptions {
   uint32_t n_threads = 0;     // of the pool; 0 = one per physical core allowed to this process (affinity, cgroup quota)
   bool builtin_only = false;  // --cpu-only: no plugin file is even opened
-  std::vector<std::filesystem::path> plugin_paths;  // extra directories or files, before the default ones
-  std::string cpu_options;                          // "isa=avx2,bytes_per_second=1.6e10" for the linked-in cpu backend
+  // Extra directories or files, before the default ones; absolute. A file named here is loaded even if a backend of its name is there already.
+  std::vector<std::filesystem::path> plugin_paths;
+  std::string cpu_options;  // "isa=avx2,bytes_per_second=1.6e10" for the linked-in cpu backend
   void (*log)(void* self, int32_t level, const char* message) = nullptr;  // null: dropped
   void* log_self = nullptr;
 };
@@ -43,7 +44,8 @@ struct DeviceEntry {
 
 class Registry {
  public:
-  // Never fails because of a plugin; fails only when no device at all could be opened.
+  // Never fails because of a plugin; fails only when no device at all could be opened, or with invalid_argument for cpu_options.
+  // Device names are unique: where two are equal the later one is renamed, "cpu" to "cpu-plugin", "vulkan:0" to "vulkan-plugin:0".
   static Result<std::unique_ptr<Registry>> open(const RegistryOptions& options);
   ~Registry();
 

@@ -53,4 +53,16 @@ inline std::string from_alphabet(std::string_view token) {
   return out;
 }
 
+// The byte of "<0xHH>", or -1.
+constexpr int byte_value(std::string_view text) {
+  if (text.size() != 6 || text.substr(0, 3) != "<0x" || text[5] != '>') return -1;
+  int value = 0;
+  for (const char c : text.substr(3, 2)) {
+    const bool digit = c >= '0' && c <= '9', upper = c >= 'A' && c <= 'F', lower = c >= 'a' && c <= 'f';
+    if (!digit && !upper && !lower) return -1;
+    value = value * 16 + (digit ? c - '0' : (c | 0x20) - 'a' + 10);
+  }
+  return value;
+}
+
 }  // namespace fth

@@ -25,7 +25,7 @@ class Sampler {
  public:
   // invalid_argument that names the option and its range.
   static Result<Sampler> make(const SamplerOptions& options);
-  // logits: [n_vocab]. NaN logits: data_loss (the weights or a device are broken). All -inf: data_loss.
+  // logits: [n_vocab]. NaN or +inf logits: data_loss (the weights or a device are broken). All -inf: data_loss.
   Result<int32_t> sample(std::span<const float> logits);
   void accept(int32_t id);  // adds to the history that the penalty looks at (prompt ids too)
 

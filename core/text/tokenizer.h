@@ -1,6 +1,6 @@
 #pragma once
-// Byte-level BPE as GPT-2 introduced it, from a GGUF's vocabulary: text to ids and back. Pre-tokenizers: qwen2, llama-bpe (Llama 3), smollm.
-// Immutable after construction; callable from any thread.
+// Byte-level BPE as GPT-2 introduced it, from a GGUF's vocabulary: text to ids and back. Pre-tokenizers: qwen2, llama-bpe (Llama 3), smollm,
+// gpt-2. Immutable after construction; callable from any thread.
 
 #include <cstdint>
 #include <memory>
@@ -26,7 +26,8 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  // Appends no BOS: see adds_bos(). Invalid UTF-8 is encoded byte by byte, so that decode(encode(s)) == s for every s.
+  // Appends no BOS: see adds_bos(). Invalid UTF-8 is encoded byte by byte, so that decode(encode(s)) == s for every s. The exception: a byte
+  // that the vocabulary has no token for (SmolLM2 lacks 21) becomes the unknown token; a file with neither is refused.
   std::vector<int32_t> encode(std::string_view text, SpecialTokens special) const;
   // The bytes of one token; control tokens give their text only when asked. Ids out of range give "".
   std::string piece(int32_t id, bool control = false) const;
@@ -47,7 +48,8 @@ class Tokenizer {
 };
 
 // Turns a stream of tokens into a stream of valid UTF-8: bytes of an unfinished character wait for the rest; bytes that can never become one turn
-// into U+FFFD. Text that may be the beginning of a stop string waits too.
+// into U+FFFD. Text that may be the beginning of a stop string waits too. The stop string that is complete first counts; of those that are
+// complete at once, the one that begins first. The tokenizer outlives this. One thread at a time.
 class Detokenizer {
  public:
   Detokenizer(const Tokenizer& tokenizer, std::vector<std::string> stops);

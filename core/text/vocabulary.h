@@ -60,8 +60,8 @@ class SpecialTokenIndex {
 
  private:
   Match longest_at(const Vocabulary& vocabulary, std::string_view text, size_t begin) const;
-  std::vector<int32_t> sorted_;            // by text
-  std::array<uint32_t, 257> by_first_{};   // sorted_[by_first_[b] .. by_first_[b + 1]) begin with byte b
+  std::vector<int32_t> sorted_;           // by text
+  std::array<uint32_t, 257> by_first_{};  // sorted_[by_first_[b] .. by_first_[b + 1]) begin with byte b
 };
 
 }  // namespace fth

@@ -1,0 +1,190 @@
+// The kernels for ARMv8.2 with dot products: 4 floats or 4 rows to a vector. Signed bytes times signed bytes is one instruction, so that all codes
+// are signed bytes here: nibbles as they are, with their offset going out through s as in the other units.
+#include <arm_neon.h>
+
+#include "backends/cpu/kernels/kernels.h"
+
+namespace fth::cpu {
+namespace {
+
+constexpr int64_t kRows = 4, kCols = 4, kTileCols = 4, kPanelMinCols = 3, kDecodeRows = 4;
+
+inline float half_to_float(uint16_t h) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0); }
+
+#include "backends/cpu/kernels/plain.inc"
+
+using F = float32x4_t;
+constexpr int64_t kF = 4;
+inline F f_load(const void* p) { return vld1q_f32(static_cast<const float*>(p)); }
+inline F f_load_f16(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+inline F f_load_bf16(const uint8_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16)); }
+inline void f_store(float* p, F v) { vst1q_f32(p, v); }
+inline void f_store_f16(uint16_t* p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+inline F f_set(float v) { return vdupq_n_f32(v); }
+inline F f_add(F a, F b) { return vaddq_f32(a, b); }
+inline F f_sub(F a, F b) { return vsubq_f32(a, b); }
+inline F f_mul(F a, F b) { return vmulq_f32(a, b); }
+inline F f_div(F a, F b) { return vdivq_f32(a, b); }
+inline F f_fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+inline F f_fnma(F a, F b, F c) { return vfmsq_f32(c, a, b); }
+inline F f_max(F a, F b) { return vmaxq_f32(a, b); }
+inline F f_min(F a, F b) { return vminq_f32(a, b); }
+inline F f_round(F a) { return vrndnq_f32(a); }
+inline F f_pow2(F n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)); }
+inline float f_sum(F a) {
+  const float32x2_t v = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+  return vget_lane_f32(v, 0) + vget_lane_f32(v, 1);
+}
+inline float f_top(F a) { return vmaxvq_f32(a); }
+
+using I = int32x4_t;
+using V = float32x4_t;
+inline V v_load(const float* p) { return f_load(p); }
+inline void v_store(float* p, V v) { f_store(p, v); }
+inline V v_set(float v) { return f_set(v); }
+inline V v_mul(V a, V b) { return f_mul(a, b); }
+inline V v_fma(V a, V b, V c) { return f_fma(a, b, c); }
+inline V i_to_float(I v) { return vcvtq_f32_s32(v); }
+
+template <class Q>
+constexpr bool kHasOffset = !Q::kSigned;
+template <class Q>
+constexpr bool kHasSubScales = false;
+template <>
+constexpr bool kHasSubScales<Q6_K> = true;
+template <class Q>
+inline float code_offset(Q, const uint8_t* row, int64_t b) {
+  return Q::offset(row, b);
+}
+
+// The 32 codes of a group in two halves.
+struct Codes {
+  int8x16_t half[2];
+};
+inline int8x16_t low_nibbles(uint8x16_t x) { return vreinterpretq_s8_u8(vandq_u8(x, vdupq_n_u8(15))); }
+inline int8x16_t high_nibbles(uint8x16_t x) { return vreinterpretq_s8_u8(vshrq_n_u8(x, 4)); }
+template <class Q>
+inline Codes group_codes(Q, const uint8_t* row, int64_t b) {
+  const uint8x16_t x = vld1q_u8(Q::nibbles(row, b));
+  return {{low_nibbles(x), high_nibbles(x)}};
+}
+inline Codes group_codes(Q8_0, const uint8_t* row, int64_t b) {
+  const uint8_t* p = Q8_0::block(row, b) + 2;
+  return {{vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))}};
+}
+inline Codes group_codes(Q4_K, const uint8_t* row, int64_t b) {
+  const uint8_t* p = Q4_K::block(row, b) + 16 + ((b & 7) >> 1) * 32;
+  const uint8x16_t x = vld1q_u8(p), y = vld1q_u8(p + 16);
+  return (b & 1) ? Codes{{high_nibbles(x), high_nibbles(y)}} : Codes{{low_nibbles(x), low_nibbles(y)}};
+}
+inline Codes group_codes(Q6_K, const uint8_t* row, int64_t b) {
+  const uint8_t* p = Q6_K::block(row, b);
+  const int8x16_t low_shift = vdupq_n_s8(static_cast<int8_t>(-Q6_K::low_shift(b)));  // a negative shift is to the right
+  const int8x16_t high_shift = vdupq_n_s8(static_cast<int8_t>(-Q6_K::high_shift(b)));
+  Codes c;
+  for (int i = 0; i < 2; ++i) {
+    const uint8x16_t low = vandq_u8(vshlq_u8(vld1q_u8(Q6_K::low(p, b) + i * 16), low_shift), vdupq_n_u8(15));
+    const uint8x16_t high = vandq_u8(vshlq_u8(vld1q_u8(Q6_K::high(p, b) + i * 16), high_shift), vdupq_n_u8(3));
+    c.half[i] = vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(low, vshlq_n_u8(high, 4))), vdupq_n_s8(32));
+  }
+  return c;
+}
+
+// Panels: vector i of `out` holds bytes 4i .. 4i + 3 of every row.
+template <class Q>
+inline void store_codes(Q q, const uint8_t* const* rows, int64_t b, uint8_t* out) {
+  Codes codes[4];
+  for (int r = 0; r < 4; ++r) codes[r] = group_codes(q, rows[r], b);
+  for (int half = 0; half < 2; ++half) {
+    uint32x4_t x[4];
+    for (int r = 0; r < 4; ++r) x[r] = vreinterpretq_u32_s8(codes[r].half[half]);
+    const uint64x2_t t0 = vreinterpretq_u64_u32(vtrn1q_u32(x[0], x[1])), t1 = vreinterpretq_u64_u32(vtrn2q_u32(x[0], x[1]));
+    const uint64x2_t t2 = vreinterpretq_u64_u32(vtrn1q_u32(x[2], x[3])), t3 = vreinterpretq_u64_u32(vtrn2q_u32(x[2], x[3]));
+    uint8_t* o = out + half * 64;
+    vst1q_u8(o, vreinterpretq_u8_u64(vtrn1q_u64(t0, t2)));
+    vst1q_u8(o + 16, vreinterpretq_u8_u64(vtrn1q_u64(t1, t3)));
+    vst1q_u8(o + 32, vreinterpretq_u8_u64(vtrn2q_u64(t0, t2)));
+    vst1q_u8(o + 48, vreinterpretq_u8_u64(vtrn2q_u64(t1, t3)));
+  }
+}
+
+template <int C>
+inline void dot_signed(const uint8_t* w, const int8_t* const* a, I* dot) {
+  for (int c = 0; c < C; ++c) dot[c] = vdupq_n_s32(0);
+  for (int half = 0; half < 2; ++half) {
+    int8x16_t x[C];
+    for (int c = 0; c < C; ++c) x[c] = vld1q_s8(a[c] + half * 16);
+    for (int c = 0; c < C; ++c) {
+      const int8_t* codes = reinterpret_cast<const int8_t*>(w) + half * 64;
+      dot[c] = vdotq_laneq_s32(dot[c], vld1q_s8(codes), x[c], 0);
+      dot[c] = vdotq_laneq_s32(dot[c], vld1q_s8(codes + 16), x[c], 1);
+      dot[c] = vdotq_laneq_s32(dot[c], vld1q_s8(codes + 32), x[c], 2);
+      dot[c] = vdotq_laneq_s32(dot[c], vld1q_s8(codes + 48), x[c], 3);
+    }
+  }
+}
+template <int C>
+inline void dot_unsigned(const uint8_t* w, const int8_t* const* a, I* dot) {
+  dot_signed<C>(w, a, dot);
+}
+template <int C>
+inline void dot_sub_scaled(const uint8_t* w, const int16_t* scales, const int8_t* const* a, I* dot) {
+  for (int c = 0; c < C; ++c) {
+    dot[c] = vdupq_n_s32(0);
+    for (int half = 0; half < 2; ++half) {
+      const int8x16_t x = vld1q_s8(a[c] + half * 16);
+      const int8_t* codes = reinterpret_cast<const int8_t*>(w) + half * 64;
+      I part = vdotq_laneq_s32(vdupq_n_s32(0), vld1q_s8(codes), x, 0);
+      part = vdotq_laneq_s32(part, vld1q_s8(codes + 16), x, 1);
+      part = vdotq_laneq_s32(part, vld1q_s8(codes + 32), x, 2);
+      part = vdotq_laneq_s32(part, vld1q_s8(codes + 48), x, 3);
+      // Each scale stands twice in its 32 bits: the upper one, sign and all.
+      dot[c] = vmlaq_s32(dot[c], part, vshrq_n_s32(vreinterpretq_s32_s16(vld1q_s16(scales + half * 8)), 16));
+    }
+  }
+}
+
+// One column: four rows at a time, straight from the weights.
+using D = float32x4_t;
+inline void d_store(float* p, D v) { vst1q_f32(p, v); }
+inline I sum_rows(const I* v) { return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3])); }
+
+template <class Q>
+inline D decode(Q q, const uint8_t* const* rows, const uint8_t* const* next, const Act& act, int64_t n_groups) {
+  D sum = vdupq_n_f32(0.0f);
+  for (int64_t b = 0; b < n_groups; ++b) {
+    const int8x16_t a0 = vld1q_s8(act.q + b * 32), a1 = vld1q_s8(act.q + b * 32 + 16);
+    I v[4], second[4];
+    float scale[4], offset[4];
+    int32_t sub0[4] = {}, sub1[4] = {};
+    for (int r = 0; r < 4; ++r) {
+      __builtin_prefetch(Q::block(next[r], b));
+      const Codes codes = group_codes(q, rows[r], b);
+      scale[r] = Q::scale(rows[r], b);
+      if constexpr (kHasSubScales<Q>) {
+        v[r] = vdotq_s32(vdupq_n_s32(0), codes.half[0], a0);
+        second[r] = vdotq_s32(vdupq_n_s32(0), codes.half[1], a1);
+        sub0[r] = Q::sub_scale(Q::block(rows[r], b), b, 0);
+        sub1[r] = Q::sub_scale(Q::block(rows[r], b), b, 1);
+      } else {
+        v[r] = vdotq_s32(vdotq_s32(vdupq_n_s32(0), codes.half[0], a0), codes.half[1], a1);
+        offset[r] = Q::offset(rows[r], b);
+      }
+    }
+    I dot = sum_rows(v);
+    if constexpr (kHasSubScales<Q>) dot = vmlaq_s32(vmulq_s32(dot, vld1q_s32(sub0)), sum_rows(second), vld1q_s32(sub1));
+    sum = vfmaq_f32(sum, vld1q_f32(scale), vmulq_f32(vdupq_n_f32(act.scale(b)), vcvtq_f32_s32(dot)));
+    if constexpr (kHasOffset<Q>) sum = vfmaq_f32(sum, vld1q_f32(offset), vdupq_n_f32(act.sum(b)));
+  }
+  return sum;
+}
+
+#include "backends/cpu/kernels/float.inc"
+#include "backends/cpu/kernels/quant.inc"
+#include "backends/cpu/kernels/table.inc"
+
+}  // namespace
+
+const KernelTable kNeonDotprod = make_table("neon_dotprod");
+
+}  // namespace fth::cpu

@@ -1,0 +1,168 @@
+// ROPE and ATTENTION.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "backends/cpu/planner.h"
+
+namespace fth::cpu {
+
+Result<> plan_rope(Planner& p) {
+  FTH_RETURN_IF_ERROR(p.arity(1, 2, 1));
+  RopeStep s{};
+  FTH_ASSIGN_OR_RETURN(s.heads, p.integer(0, "heads", 1, 1 << 20));
+  FTH_ASSIGN_OR_RETURN(s.head_dim, p.integer(1, "D", 1, 1 << 20));
+  FTH_ASSIGN_OR_RETURN(const double base, p.finite(2, "base"));
+  FTH_ASSIGN_OR_RETURN(const int64_t rotated, p.integer(3, "R", 2, s.head_dim));
+  FTH_ASSIGN_OR_RETURN(const int64_t pairing, p.integer(4, "pairing", 0, 1));
+  FTH_ASSIGN_OR_RETURN(const double scale, p.finite(5, "position scale"));
+  if (!(base > 0)) return p.invalid(text("attribute 2 (base) is ", base, ", need more than 0"));
+  if (rotated % 2 != 0) return p.invalid(text("attribute 3 (R) is ", rotated, ", need an even number"));
+  s.half = rotated / 2;
+  s.adjacent = pairing == 1;
+  int64_t width = s.heads * s.head_dim;
+  FTH_ASSIGN_OR_RETURN(s.x, p.input(0, "x", DType::f32, {{"N", &p.plan.n_tokens}, {"H*D", &width}}));
+  ValueId factors = kNoValue;
+  if (p.has_input(1)) {
+    FTH_ASSIGN_OR_RETURN(factors, p.input(1, "factors", DType::f32, {{"R/2", &s.half}}));
+  }
+
+  const RopeTableStep* table = nullptr;
+  for (const Step& step : p.plan.steps)
+    if (const auto* t = std::get_if<RopeTableStep>(&step);
+        t && t->factors == factors && t->base == base && t->position_scale == scale && static_cast<int64_t>(t->frequency.size()) == s.half)
+      table = t;
+  if (!table) {
+    RopeTableStep t{};
+    const uint64_t bytes = static_cast<uint64_t>(p.plan.n_tokens) * static_cast<uint64_t>(s.half) * sizeof(float);
+    t.cosine = p.scratch(bytes);
+    t.sine = p.scratch(bytes);
+    t.factors = factors;
+    t.base = base;
+    t.position_scale = scale;
+    for (int64_t j = 0; j < s.half; ++j)
+      t.frequency.push_back(std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(rotated)));
+    p.plan.steps.push_back(std::move(t));
+    table = &std::get<RopeTableStep>(p.plan.steps.back());
+  }
+  s.cosine = table->cosine;
+  s.sine = table->sine;
+  FTH_ASSIGN_OR_RETURN(s.y, p.output(0, "y", {{"N", &p.plan.n_tokens}, {"H*D", &width}}));
+  for (const ValueId v : {s.x, s.cosine, s.sine}) p.touch(v, p.step());
+  p.plan.flops += 3.0 * static_cast<double>(width) * static_cast<double>(p.plan.n_tokens);
+  p.plan.steps.push_back(s);
+  return {};
+}
+
+Result<> run_step(const RopeTableStep& s, const Run& run) {
+  const int64_t half = static_cast<int64_t>(s.frequency.size());
+  float* const cosine = run.at<float>(s.cosine);
+  float* const sine = run.at<float>(s.sine);
+  const float* const factors = s.factors == kNoValue ? nullptr : run.at<const float>(s.factors);
+  // Angles in double: at position 2^31 a float angle is off by more than a turn. A sine is worth about 30 values of other work.
+  for_tokens(run, 60 * half, [&](int64_t t) {
+    const double position = static_cast<double>(run.pos + t) * s.position_scale;
+    for (int64_t j = 0; j < half; ++j) {
+      const double angle = position * s.frequency[static_cast<size_t>(j)] / (factors ? static_cast<double>(factors[j]) : 1.0);
+      cosine[t * half + j] = static_cast<float>(std::cos(angle));
+      sine[t * half + j] = static_cast<float>(std::sin(angle));
+    }
+  });
+  return {};
+}
+
+Result<> run_step(const RopeStep& s, const Run& run) {
+  const int64_t width = s.heads * s.head_dim;
+  const float* const x = run.at<const float>(s.x);
+  float* const y = run.at<float>(s.y);
+  const float* const cosine = run.at<const float>(s.cosine);
+  const float* const sine = run.at<const float>(s.sine);
+  const auto rotate = s.adjacent ? run.kernels.rope_adjacent : run.kernels.rope_neox;
+  for_tokens(run, 2 * width, [&](int64_t t) {
+    std::memmove(y + t * width, x + t * width, static_cast<size_t>(width) * sizeof(float));
+    for (int64_t h = 0; h < s.heads; ++h) rotate(s.half, cosine + t * s.half, sine + t * s.half, y + t * width + h * s.head_dim);
+  });
+  return {};
+}
+
+Result<> plan_attention(Planner& p) {
+  FTH_RETURN_IF_ERROR(p.arity(5, 5, 1));
+  AttentionStep s{};
+  FTH_ASSIGN_OR_RETURN(s.heads, p.integer(0, "H", 1, 1 << 20));
+  FTH_ASSIGN_OR_RETURN(s.kv_heads, p.integer(1, "G", 1, s.heads));
+  FTH_ASSIGN_OR_RETURN(s.head_dim, p.integer(2, "D", 1, 1 << 20));
+  FTH_ASSIGN_OR_RETURN(s.window, p.integer(3, "window", 0, int64_t{1} << 40));
+  FTH_ASSIGN_OR_RETURN(const double scale, p.finite(4, "score scale"));
+  if (s.heads % s.kv_heads != 0) return p.invalid(text(s.heads, " query heads over ", s.kv_heads, " kv heads"));
+  s.scale = static_cast<float>(scale);
+  s.cells = -1;
+  int64_t q_width = s.heads * s.head_dim, kv_width = s.kv_heads * s.head_dim;
+  int64_t& n = p.plan.n_tokens;
+  FTH_ASSIGN_OR_RETURN(s.q, p.input(0, "q", DType::f32, {{"N", &n}, {"H*D", &q_width}}));
+  FTH_ASSIGN_OR_RETURN(s.k, p.input(1, "k", DType::f32, {{"N", &n}, {"G*D", &kv_width}}));
+  FTH_ASSIGN_OR_RETURN(s.v, p.input(2, "v", DType::f32, {{"N", &n}, {"G*D", &kv_width}}));
+  FTH_ASSIGN_OR_RETURN(s.k_cache, p.input(3, "k_cache", {{"C", &s.cells}, {"G*D", &kv_width}}));
+  FTH_ASSIGN_OR_RETURN(s.v_cache, p.input(4, "v_cache", p.dtype(s.k_cache), {{"C", &s.cells}, {"G*D", &kv_width}}));
+  s.cache_type = p.dtype(s.k_cache);
+  if (p.tensor(s.k_cache).role != FTH_ROLE_STATE || p.tensor(s.v_cache).role != FTH_ROLE_STATE || s.k_cache == s.v_cache)
+    return p.invalid("k_cache and v_cache must be two tensors of the role state");
+  if (s.cache_type != DType::f32 && s.cache_type != DType::f16)
+    return p.unsupported(text("a cache of ", name(s.cache_type), ": only f32 and f16"));
+  const int64_t need = s.window > 0 ? s.window + n - 1 : n;
+  if (s.cells < need) return p.invalid(text("a cache of ", s.cells, " cells for window ", s.window, " and ", n, " tokens, need ", need));
+  FTH_ASSIGN_OR_RETURN(s.y, p.output(0, "y", {{"N", &n}, {"H*D", &q_width}}));
+  const double seen = static_cast<double>(s.window > 0 ? std::min(s.window, s.cells) : s.cells) / 2;
+  p.plan.bytes += 2 * seen * static_cast<double>(row_bytes(s.cache_type, kv_width));
+  p.plan.flops += 4 * seen * static_cast<double>(q_width) * static_cast<double>(n);
+  p.plan.steps.push_back(s);
+  return {};
+}
+
+Result<> run_step(const AttentionStep& s, const Run& run) {
+  const int64_t n = run.n_tokens, kv_width = s.kv_heads * s.head_dim, per_kv = s.heads / s.kv_heads * s.head_dim;
+  if (s.window == 0 && run.pos + n > s.cells)
+    return fail(Code::out_of_range, text("attention: positions to ", run.pos + n - 1, " and a cache of ", s.cells, " cells"));
+  const bool f16 = s.cache_type == DType::f16;
+  const uint64_t cell_bytes = row_bytes(s.cache_type, kv_width);
+  std::byte* const k_cache = run.at<std::byte>(s.k_cache);
+  std::byte* const v_cache = run.at<std::byte>(s.v_cache);
+  const float* const k = run.at<const float>(s.k);
+  const float* const v = run.at<const float>(s.v);
+  for_tokens(run, 2 * kv_width, [&](int64_t t) {
+    const uint64_t at = static_cast<uint64_t>((run.pos + t) % s.cells) * cell_bytes;
+    const auto store = [&](const float* row, std::byte* cell) {
+      if (f16) {
+        run.kernels.f32_to_f16(kv_width, row, reinterpret_cast<uint16_t*>(cell));
+      } else {
+        std::memcpy(cell, row, cell_bytes);
+      }
+    };
+    store(k + t * kv_width, k_cache + at);
+    store(v + t * kv_width, v_cache + at);
+  });
+
+  const float* const q = run.at<const float>(s.q);
+  float* const y = run.at<float>(s.y);
+  const auto attend = f16 ? run.kernels.attention_f16 : run.kernels.attention_f32;
+  // One item is one kv head of one token. Neighbouring items share a head's cells; the last token, which sees the most, goes first.
+  parallel(run.host, n * s.kv_heads, [&](uint32_t item) {
+    const int64_t head = item / n, t = n - 1 - item % n, p = run.pos + t;
+    const int64_t first = s.window > 0 ? std::max<int64_t>(0, p - s.window + 1) : 0;
+    const uint64_t head_bytes = row_bytes(s.cache_type, s.head_dim) * static_cast<uint64_t>(head);
+    attend({.q = q + t * s.kv_heads * per_kv + head * per_kv,
+            .k = k_cache + head_bytes,
+            .v = v_cache + head_bytes,
+            .cell_bytes = cell_bytes,
+            .y = y + t * s.kv_heads * per_kv + head * per_kv,
+            .n_q = s.heads / s.kv_heads,
+            .head_dim = s.head_dim,
+            .first_pos = first,
+            .n_pos = p - first + 1,
+            .n_cells = s.cells,
+            .scale = s.scale});
+  });
+  return {};
+}
+
+}  // namespace fth::cpu

@@ -1,0 +1,280 @@
+// EXPERTS: all slots of a submit in two barriers, three when there are several tokens.
+//   1. Each token's activations go to the packed row of every (token, rank) that a slot has, so that a slot's rows are adjacent.
+//   2. Items of (slot, neurons): gate rows; then only the up rows of neurons that some row of the block keeps alive; hidden values, quantised
+//      at once in pieces of whole blocks, so that no barrier stands between this and the next.
+//   3. Items of (slot, outputs): down.
+// Every sum is within one row and in a fixed order: neither the split into items nor the other slots of the submit reach the bits.
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "backends/cpu/planner.h"
+
+namespace fth::cpu {
+namespace {
+
+constexpr int64_t kTileRows = 128;  // neurons or outputs of an item, at most
+constexpr int64_t kTileCols = 16;   // rows of a slot that pass through a tile on the stack at once
+
+uint64_t f32_bytes(int64_t n) { return static_cast<uint64_t>(n) * sizeof(float); }
+
+Result<ValueId> slots_input(Planner& p, uint32_t i, std::string_view what, std::initializer_list<Planner::Dim> dims) {
+  FTH_ASSIGN_OR_RETURN(const ValueId v, p.input(i, what, dims));
+  if (p.tensor(v).role != FTH_ROLE_SLOTS) return p.invalid(text(what, " (tensor ", v, ") has the role ", sdk::role_name(p.tensor(v).role)));
+  FTH_RETURN_IF_ERROR(p.check_weight(what, v));
+  return v;
+}
+
+}  // namespace
+
+Result<> plan_experts(Planner& p) {
+  FTH_RETURN_IF_ERROR(p.arity(6, 6, 1));
+  ExpertsStep s{};
+  s.width = s.ff = s.max_slots = -1;
+  FTH_ASSIGN_OR_RETURN(const int64_t activation, p.integer(0, "activation", 0, 1));
+  FTH_ASSIGN_OR_RETURN(s.top_k, p.integer(1, "K", 1, 1 << 16));
+  FTH_ASSIGN_OR_RETURN(const int64_t by_neuron, p.integer(2, "down by neuron", 0, 1));
+  s.silu = activation == 1;
+  s.down_by_neuron = by_neuron == 1;
+  FTH_ASSIGN_OR_RETURN(s.x, p.input(0, "x", DType::f32, {{"N", &p.plan.n_tokens}, {"E", &s.width}}));
+  FTH_ASSIGN_OR_RETURN(const ValueId gate, slots_input(p, 3, "gate", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
+  FTH_ASSIGN_OR_RETURN(const ValueId up, slots_input(p, 4, "up", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
+  const Planner::Dim f{"F", &s.ff}, e{"E", &s.width};
+  FTH_ASSIGN_OR_RETURN(const ValueId down,
+                       slots_input(p, 5, "down", {{"S", &s.max_slots}, s.down_by_neuron ? f : e, s.down_by_neuron ? e : f}));
+  s.max_tokens = p.plan.n_tokens;
+  int64_t n_begin = s.max_slots + 1, n_rows = s.max_tokens * s.top_k;
+  if (n_rows > (1 << 24)) return p.unsupported(text(n_rows, " rows (N * K): at most ", 1 << 24));
+  FTH_ASSIGN_OR_RETURN(s.slot_begin, p.input(1, "slot_begin", DType::i32, {{"S+1", &n_begin}}));
+  FTH_ASSIGN_OR_RETURN(s.rows, p.input(2, "rows", DType::i32, {{"N*K", &n_rows}}));
+  FTH_ASSIGN_OR_RETURN(s.y, p.output(0, "y", {{"N*K", &n_rows}, {"E", &s.width}}));
+  s.gate = p.plan.values[gate].first_slot;
+  s.up = p.plan.values[up].first_slot;
+  s.down = p.plan.values[down].first_slot;
+  s.gate_type = p.dtype(gate);
+  s.up_type = p.dtype(up);
+  s.down_type = p.dtype(down);
+
+  const uint64_t n = static_cast<uint64_t>(n_rows);
+  const bool hidden_q8 = is_quantized(s.down_type) && !s.down_by_neuron;
+  const bool any_q8 = is_quantized(s.gate_type) || is_quantized(s.up_type);
+  const bool any_f32 = !is_quantized(s.gate_type) || !is_quantized(s.up_type);
+  s.place = p.scratch(n * sizeof(int32_t));
+  s.x_q8 = any_q8 ? p.scratch(n * q8_row_bytes(s.width)) : kNoValue;
+  s.x_f32 = any_f32 ? p.scratch(n * f32_bytes(s.width)) : kNoValue;
+  s.hidden = p.scratch(n * (hidden_q8 ? q8_row_bytes(s.ff) : f32_bytes(s.ff)));
+
+  p.plan.max_slots = std::max(p.plan.max_slots, s.max_slots);
+  const uint64_t expert = p.plan.values[gate].bytes + p.plan.values[up].bytes + p.plan.values[down].bytes;
+  p.plan.bytes += static_cast<double>(expert) * static_cast<double>(std::min(s.max_slots, n_rows));
+  p.plan.flops += 6.0 * static_cast<double>(n_rows) * static_cast<double>(s.width) * static_cast<double>(s.ff);
+  p.plan.steps.push_back(s);
+  return {};
+}
+
+namespace {
+
+// One submit of one step: what the items share.
+struct Experts {
+  const ExpertsStep& s;
+  const Run& run;
+  const int32_t* begin;
+  const int32_t* rows;
+  int32_t* place;
+
+  int64_t columns(int64_t slot) const { return begin[slot + 1] - begin[slot]; }
+  bool hidden_q8() const { return is_quantized(s.down_type) && !s.down_by_neuron; }
+  uint64_t hidden_bytes() const { return hidden_q8() ? q8_row_bytes(s.ff) : f32_bytes(s.ff); }
+  float* hidden_f32(int64_t i) const { return run.at<float>(s.hidden) + i * s.ff; }
+  const std::byte* activations(DType type, int64_t i) const {
+    return is_quantized(type) ? run.at<const std::byte>(s.x_q8) + static_cast<uint64_t>(i) * q8_row_bytes(s.width)
+                              : run.at<const std::byte>(s.x_f32) + static_cast<uint64_t>(i) * f32_bytes(s.width);
+  }
+
+  Result<> check_slots() const;
+  void pack(int64_t token) const;
+  void neurons(int64_t slot, int64_t row0, int64_t n) const;
+  void store_hidden(const float* h, int64_t i, int64_t row0, int64_t n) const;
+  void down(int64_t slot, int64_t row0, int64_t n) const;
+  void down_by_neuron(int64_t slot, int64_t col0, int64_t n) const;
+};
+
+// The table comes from the host's router; a bad one would write outside the packed areas or race on a row of y.
+Result<> Experts::check_slots() const {
+  const int64_t n_rows = s.max_tokens * s.top_k, used = run.n_tokens * s.top_k;
+  std::fill_n(place, used, -1);
+  if (begin[0] < 0) return fail(Code::invalid_argument, text("experts: slot_begin[0] is ", begin[0]));
+  for (int64_t slot = 0; slot < run.n_slots; ++slot) {
+    if (begin[slot + 1] < begin[slot] || begin[slot + 1] > n_rows)
+      return fail(Code::invalid_argument, text("experts: slot_begin goes from ", begin[slot], " to ", begin[slot + 1], " at slot ", slot,
+                                               " of ", run.n_slots, ", there are ", n_rows, " rows"));
+    if (columns(slot) == 0) continue;
+    for (const uint32_t tensor : {s.gate, s.up, s.down})
+      if (!run.slots[tensor + static_cast<uint64_t>(slot)])
+        return fail(Code::invalid_argument, text("experts: slot ", slot, " has ", columns(slot), " rows and an empty binding"));
+  }
+  for (int64_t i = begin[0]; i < begin[run.n_slots]; ++i) {
+    if (rows[i] < 0 || rows[i] >= used)
+      return fail(Code::invalid_argument, text("experts: rows[", i, "] is ", rows[i], ", need 0 to ", used - 1));
+    if (place[rows[i]] >= 0) return fail(Code::invalid_argument, text("experts: row ", rows[i], " is in two slots"));
+    place[rows[i]] = static_cast<int32_t>(i);
+  }
+  return {};
+}
+
+void Experts::pack(int64_t token) const {
+  const float* const x = run.at<const float>(s.x) + token * s.width;
+  const std::byte* first = nullptr;
+  for (int64_t r = token * s.top_k; r < (token + 1) * s.top_k; ++r) {
+    if (place[r] < 0) continue;
+    const uint64_t i = static_cast<uint64_t>(place[r]);
+    if (s.x_f32 != kNoValue) std::memcpy(run.at<float>(s.x_f32) + i * static_cast<uint64_t>(s.width), x, f32_bytes(s.width));
+    if (s.x_q8 == kNoValue) continue;
+    std::byte* const row = run.at<std::byte>(s.x_q8) + i * q8_row_bytes(s.width);
+    if (first) {
+      std::memcpy(row, first, q8_row_bytes(s.width));
+    } else {
+      run.kernels.quantize_q8(s.width, x, row);
+      first = row;
+    }
+  }
+}
+
+// Neurons [row0, row0 + n) of a slot, n <= kTileRows, for all of its rows.
+void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
+  alignas(64) std::array<float, kTileRows * kTileCols> gate, up;
+  std::array<int32_t, kTileRows> live;
+  const auto product = [&](uint32_t tensor, DType type, int64_t i, int64_t n_cols, float* dst, const int32_t* list, int64_t n_list) {
+    const uint64_t bytes = row_bytes(type, s.width);
+    run.kernels.matmul[static_cast<size_t>(type)](
+        {.weights = run.slots[tensor + static_cast<uint64_t>(slot)] + static_cast<uint64_t>(row0) * bytes,
+         .row_bytes = bytes,
+         .act = activations(type, i),
+         .act_bytes = is_quantized(type) ? q8_row_bytes(s.width) : f32_bytes(s.width),
+         .dst = dst,
+         .dst_stride = kTileRows,
+         .k = s.width,
+         .n_rows = n_list,
+         .n_cols = n_cols,
+         .rows = list});
+  };
+  for (int64_t i = begin[slot]; i < begin[slot + 1]; i += kTileCols) {
+    const int64_t n_cols = std::min<int64_t>(kTileCols, begin[slot + 1] - i);
+    product(s.gate, s.gate_type, i, n_cols, gate.data(), nullptr, n);
+    if (s.silu) {
+      product(s.up, s.up_type, i, n_cols, up.data(), nullptr, n);
+      for (int64_t c = 0; c < n_cols; ++c)
+        run.kernels.silu_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
+    } else {
+      int64_t n_live = 0;
+      for (int64_t r = 0; r < n; ++r) {
+        bool alive = false;  // a NaN is: it must reach the output
+        for (int64_t c = 0; c < n_cols; ++c) alive |= !(gate[static_cast<size_t>(c * kTileRows + r)] <= 0.0f);
+        live[static_cast<size_t>(n_live)] = static_cast<int32_t>(r);
+        n_live += alive;
+      }
+      if (n_live > 0) product(s.up, s.up_type, i, n_cols, up.data(), n_live == n ? nullptr : live.data(), n_live);
+      // A dead neuron is exactly zero, whatever its up row says and whether or not a neighbour had that row computed.
+      for (int64_t c = 0; c < n_cols; ++c)
+        for (size_t r = static_cast<size_t>(c * kTileRows); r < static_cast<size_t>(c * kTileRows + n); ++r)
+          gate[r] = gate[r] <= 0.0f ? 0.0f : gate[r] * up[r];
+    }
+    for (int64_t c = 0; c < n_cols; ++c) store_hidden(gate.data() + c * kTileRows, i + c, row0, n);
+  }
+}
+
+void Experts::store_hidden(const float* h, int64_t i, int64_t row0, int64_t n) const {
+  if (!hidden_q8()) {
+    std::memcpy(hidden_f32(i) + row0, h, f32_bytes(n));
+    return;
+  }
+  // A Q8 row is q[F], d[F/32], s[F/32] and its blocks are independent: a piece of whole blocks goes to its three places.
+  alignas(64) std::array<std::byte, q8_row_bytes(kTileRows)> piece;
+  run.kernels.quantize_q8(n, h, piece.data());
+  std::byte* const row = run.at<std::byte>(s.hidden) + static_cast<uint64_t>(i) * q8_row_bytes(s.ff);
+  const uint64_t at = static_cast<uint64_t>(row0), values = static_cast<uint64_t>(n), ff = static_cast<uint64_t>(s.ff), scales = values / 8;
+  std::memcpy(row + at, piece.data(), values);
+  std::memcpy(row + ff + at / 8, piece.data() + values, scales);
+  std::memcpy(row + ff + ff / 8 + at / 8, piece.data() + values + scales, scales);
+}
+
+// Outputs [row0, row0 + n) of a slot, n <= kTileRows, for all of its rows.
+void Experts::down(int64_t slot, int64_t row0, int64_t n) const {
+  alignas(64) std::array<float, kTileRows * kTileCols> tile;
+  float* const y = run.at<float>(s.y);
+  const uint64_t bytes = row_bytes(s.down_type, s.ff);
+  for (int64_t i = begin[slot]; i < begin[slot + 1]; i += kTileCols) {
+    const int64_t n_cols = std::min<int64_t>(kTileCols, begin[slot + 1] - i);
+    float* const one = n_cols == 1 ? y + rows[i] * s.width + row0 : nullptr;
+    run.kernels.matmul[static_cast<size_t>(s.down_type)](
+        {.weights = run.slots[s.down + static_cast<uint64_t>(slot)] + static_cast<uint64_t>(row0) * bytes,
+         .row_bytes = bytes,
+         .act = run.at<const std::byte>(s.hidden) + static_cast<uint64_t>(i) * hidden_bytes(),
+         .act_bytes = hidden_bytes(),
+         .dst = one ? one : tile.data(),
+         .dst_stride = kTileRows,
+         .k = s.ff,
+         .n_rows = n,
+         .n_cols = n_cols,
+         .rows = nullptr});
+    if (one) continue;
+    for (int64_t c = 0; c < n_cols; ++c) std::memcpy(y + rows[i + c] * s.width + row0, tile.data() + c * kTileRows, f32_bytes(n));
+  }
+}
+
+// Outputs [col0, col0 + n), whole blocks of the weight: neurons in ascending order, those that are zero not even read.
+void Experts::down_by_neuron(int64_t slot, int64_t col0, int64_t n) const {
+  float* const y = run.at<float>(s.y);
+  const uint64_t bytes = row_bytes(s.down_type, s.width);
+  const std::byte* row = run.slots[s.down + static_cast<uint64_t>(slot)] + row_bytes(s.down_type, col0);
+  for (int64_t i = begin[slot]; i < begin[slot + 1]; ++i) std::fill_n(y + rows[i] * s.width + col0, n, 0.0f);
+  for (int64_t f = 0; f < s.ff; ++f, row += bytes)
+    for (int64_t i = begin[slot]; i < begin[slot + 1]; ++i)
+      if (const float h = hidden_f32(i)[f]; h != 0.0f)
+        run.kernels.axpy[static_cast<size_t>(s.down_type)](n, h, row, y + rows[i] * s.width + col0);
+}
+
+// Sizes of pieces: about eight per thread over all busy slots, in multiples of `unit`, at most `max`.
+int64_t piece_size(int64_t total, int64_t busy_slots, int64_t n_threads, int64_t unit, int64_t max) {
+  const int64_t size = total * busy_slots / (n_threads * 8);
+  return std::clamp(size / unit * unit, unit, std::max(unit, max / unit * unit));
+}
+
+}  // namespace
+
+Result<> run_step(const ExpertsStep& s, const Run& run) {
+  const Experts x{.s = s,
+                  .run = run,
+                  .begin = run.at<const int32_t>(s.slot_begin),
+                  .rows = run.at<const int32_t>(s.rows),
+                  .place = run.at<int32_t>(s.place)};
+  FTH_RETURN_IF_ERROR(x.check_slots());
+  if (run.n_slots == 0 || x.begin[run.n_slots] == x.begin[0]) return {};
+  for_tokens(run, 2 * s.width, [&](int64_t t) { x.pack(t); });
+
+  const int64_t threads = run.host.n_threads();
+  int64_t busy = 0;
+  for (int64_t slot = 0; slot < run.n_slots; ++slot) busy += x.columns(slot) > 0;
+  const int64_t neurons = piece_size(s.ff, busy, threads, 32, kTileRows), per_slot = ceil_div(s.ff, neurons);
+  parallel(run.host, run.n_slots * per_slot, [&](uint32_t item) {
+    const int64_t slot = item / per_slot, row0 = item % per_slot * neurons;
+    if (x.columns(slot) > 0) x.neurons(slot, row0, std::min(neurons, s.ff - row0));
+  });
+
+  const int64_t block = s.down_by_neuron ? traits(s.down_type).block : 8;
+  const int64_t outputs = piece_size(s.width, busy, threads, block, s.down_by_neuron ? s.width : kTileRows);
+  const int64_t pieces = ceil_div(s.width, outputs);
+  parallel(run.host, run.n_slots * pieces, [&](uint32_t item) {
+    const int64_t slot = item / pieces, at = item % pieces * outputs, n = std::min(outputs, s.width - at);
+    if (x.columns(slot) == 0) return;
+    if (s.down_by_neuron) {
+      x.down_by_neuron(slot, at, n);
+    } else {
+      x.down(slot, at, n);
+    }
+  });
+  return {};
+}
+
+}  // namespace fth::cpu

@@ -1,0 +1,117 @@
+// MATMUL: products that read the same x share its Q8 rows and one parallel loop.
+
+#include <algorithm>
+
+#include "backends/cpu/planner.h"
+
+namespace fth::cpu {
+
+Result<> plan_matmul(Planner& p) {
+  FTH_RETURN_IF_ERROR(p.arity(2, 3, 1));
+  int64_t k = -1, m = -1;
+  FTH_ASSIGN_OR_RETURN(const ValueId x, p.input(0, "x", DType::f32, {{"N", &p.plan.n_tokens}, {"K", &k}}));
+  FTH_ASSIGN_OR_RETURN(const ValueId w, p.input(1, "weight", {{"M", &m}, {"K", &k}}));
+  FTH_RETURN_IF_ERROR(p.check_weight("weight", w));
+  if (p.tensor(w).role == FTH_ROLE_SLOTS) return p.invalid("the weight has the role slots");
+  ValueId bias = kNoValue;
+  if (p.has_input(2)) {
+    FTH_ASSIGN_OR_RETURN(bias, p.input(2, "bias", DType::f32, {{"M", &m}}));
+  }
+  const DType type = p.dtype(w);
+  const ValueId act = is_quantized(type) ? p.quantized(x, k) : x;
+  FTH_ASSIGN_OR_RETURN(const ValueId y, p.output(0, "y", {{"N", &p.plan.n_tokens}, {"M", &m}}));
+  const MatmulPart part{.weight = w,
+                        .bias = bias,
+                        .y = y,
+                        .act = act,
+                        .type = type,
+                        .rows = m,
+                        .row_bytes = row_bytes(type, k),
+                        .act_bytes = is_quantized(type) ? q8_row_bytes(k) : static_cast<uint64_t>(k) * sizeof(float)};
+  p.plan.bytes += static_cast<double>(part.row_bytes) * static_cast<double>(m);
+  p.plan.flops += 2.0 * static_cast<double>(k) * static_cast<double>(m) * static_cast<double>(p.plan.n_tokens);
+
+  // An earlier product of the same x takes this one along. One writer per tensor makes that safe: x was complete then, and y is read later. The
+  // Q8 rows, if this product is the first to want them, were made after that step, and a weight that a step computes may be too.
+  uint32_t at = p.step();
+  const auto constant = [&](ValueId v) {
+    return v == kNoValue || p.tensor(v).role == FTH_ROLE_WEIGHT || p.tensor(v).role == FTH_ROLE_INPUT;
+  };
+  if (constant(w) && constant(bias))
+    for (uint32_t s = 0; s < p.plan.steps.size(); ++s)
+      if (auto* other = std::get_if<MatmulStep>(&p.plan.steps[s]);
+          other && other->x == x && (act == x || p.plan.values[act].first_step < s)) {
+        other->parts.push_back(part);
+        at = s;
+        break;
+      }
+  if (at == p.step()) p.plan.steps.push_back(MatmulStep{.x = x, .k = k, .parts = {part}});
+  for (const ValueId v : {x, w, act, y}) p.touch(v, at);
+  if (bias != kNoValue) p.touch(bias, at);
+  return {};
+}
+
+Result<> run_step(const QuantizeStep& s, const Run& run) {
+  const float* const x = run.at<const float>(s.x);
+  std::byte* const q8 = run.at<std::byte>(s.q8);
+  for_tokens(run, s.width,
+             [&](int64_t t) { run.kernels.quantize_q8(s.width, x + t * s.width, q8 + static_cast<uint64_t>(t) * q8_row_bytes(s.width)); });
+  return {};
+}
+
+namespace {
+
+// Weight rows per work item. One token: bandwidth is all, so a few items per thread, in case one loses its core. More: the item's weights stay
+// in the second-level cache while the columns pass.
+int64_t rows_per_item(const MatmulPart& part, int64_t all_rows, int64_t n_threads, int64_t n_tokens) {
+  const uint64_t tile = n_tokens == 1 ? 512 * 1024 : 96 * 1024;
+  const int64_t cap = static_cast<int64_t>(tile / part.row_bytes);
+  const int64_t rows = std::min(ceil_div(all_rows, n_threads * 8), cap);
+  return std::max<int64_t>(8, rows / 8 * 8);
+}
+
+}  // namespace
+
+Result<> run_step(const MatmulStep& s, const Run& run) {
+  int64_t all_rows = 0;
+  for (const MatmulPart& part : s.parts) all_rows += part.rows;
+  const int64_t threads = run.host.n_threads(), n = run.n_tokens;
+  int64_t items = 0;
+  for (const MatmulPart& part : s.parts) items += ceil_div(part.rows, rows_per_item(part, all_rows, threads, n));
+  parallel(run.host, items, [&](uint32_t item) {
+    int64_t i = item;
+    const MatmulPart* part = s.parts.data();
+    int64_t rows = 0;
+    for (;; ++part) {
+      rows = rows_per_item(*part, all_rows, threads, n);
+      const int64_t own = ceil_div(part->rows, rows);
+      if (i < own) break;
+      i -= own;
+    }
+    const int64_t row0 = i * rows;
+    rows = std::min(rows, part->rows - row0);
+    float* const y = run.at<float>(part->y) + row0;
+    const float* const bias = part->bias == kNoValue ? nullptr : run.at<const float>(part->bias) + row0;
+    const int64_t columns = std::max<int64_t>(8, static_cast<int64_t>(256 * 1024 / part->act_bytes));
+    for (int64_t c = 0; c < n; c += columns) {
+      const int64_t n_cols = std::min(columns, n - c);
+      run.kernels.matmul[static_cast<size_t>(part->type)](
+          {.weights = run.at<const std::byte>(part->weight) + static_cast<uint64_t>(row0) * part->row_bytes,
+           .row_bytes = part->row_bytes,
+           .act = run.at<const std::byte>(part->act) + static_cast<uint64_t>(c) * part->act_bytes,
+           .act_bytes = part->act_bytes,
+           .dst = y + c * part->rows,
+           .dst_stride = part->rows,
+           .k = s.k,
+           .n_rows = rows,
+           .n_cols = n_cols,
+           .rows = nullptr});
+      if (!bias) continue;
+      for (int64_t j = c; j < c + n_cols; ++j)
+        for (int64_t r = 0; r < rows; ++r) y[j * part->rows + r] += bias[r];
+    }
+  });
+  return {};
+}
+
+}  // namespace fth::cpu

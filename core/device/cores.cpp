@@ -1,0 +1,152 @@
+// How many cores this process may use: hwloc for the topology, the affinity mask, and the CPU quota of its cgroups.
+
+#include "core/device/cores.h"
+
+#include <hwloc/glibc-sched.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "core/device/registry.h"
+
+namespace fth {
+namespace cores {
+namespace {
+
+std::string_view trim(std::string_view s) {
+  while (!s.empty() && (s.back() == '\n' || s.back() == ' ')) s.remove_suffix(1);
+  while (!s.empty() && s.front() == ' ') s.remove_prefix(1);
+  return s;
+}
+
+std::optional<int64_t> parse_int(std::string_view s) {
+  s = trim(s);
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
+  if (error != std::errc{} || end != s.data() + s.size()) return std::nullopt;
+  return value;
+}
+
+std::optional<std::string> read_small_file(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return std::nullopt;
+  std::string text(64 * 1024, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  return text;
+}
+
+bool has_item(std::string_view comma_list, std::string_view item) {
+  while (!comma_list.empty()) {
+    const std::string_view first = comma_list.substr(0, comma_list.find(','));
+    if (first == item) return true;
+    comma_list.remove_prefix(std::min(comma_list.size(), first.size() + 1));
+  }
+  return false;
+}
+
+std::optional<double> quota_of(const QuotaFolder& folder) {
+  if (folder.v2) {
+    const auto text = read_small_file(folder.path + "/cpu.max");
+    return text ? parse_cpu_max(*text) : std::nullopt;
+  }
+  const auto quota = read_small_file(folder.path + "/cpu.cfs_quota_us");
+  const auto period = read_small_file(folder.path + "/cpu.cfs_period_us");
+  return quota && period ? parse_cfs(*quota, *period) : std::nullopt;
+}
+
+}  // namespace
+
+std::optional<double> parse_cfs(std::string_view quota_us, std::string_view period_us) {
+  const auto quota = parse_int(quota_us), period = parse_int(period_us);
+  if (!quota || !period || *quota <= 0 || *period <= 0) return std::nullopt;
+  return static_cast<double>(*quota) / static_cast<double>(*period);
+}
+
+std::optional<double> parse_cpu_max(std::string_view text) {
+  text = trim(text);
+  const size_t space = text.find(' ');
+  if (space == std::string_view::npos) return std::nullopt;
+  return parse_cfs(text.substr(0, space), text.substr(space + 1));  // "max" is no number, hence no limit
+}
+
+std::vector<QuotaFolder> quota_folders(std::string_view text) {
+  std::vector<QuotaFolder> folders;
+  while (!text.empty()) {
+    const std::string_view line = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(text.size(), line.size() + 1));
+    const size_t a = line.find(':'), b = a == std::string_view::npos ? a : line.find(':', a + 1);
+    if (b == std::string_view::npos) continue;
+    const std::string_view controllers = line.substr(a + 1, b - a - 1);
+    const bool v2 = line.substr(0, a) == "0" && controllers.empty();
+    if (!v2 && !has_item(controllers, "cpu")) continue;
+    std::vector<std::string> mounts = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"};
+    if (!v2) mounts = {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/" + std::string(controllers)};
+    // Up to the root, which is also what a container sees of a group whose real path lies outside of its mount.
+    for (const std::string& mount : mounts) {
+      std::string_view path = line.substr(b + 1);
+      if (path.find("/..") != std::string_view::npos) path = "/";
+      for (int depth = 0; depth < 64; ++depth) {
+        while (path.ends_with('/')) path.remove_suffix(1);
+        const QuotaFolder folder{mount + std::string(path), v2};
+        if (std::find(folders.begin(), folders.end(), folder) == folders.end()) folders.push_back(folder);
+        if (path.empty()) break;
+        path = path.substr(0, path.rfind('/') == std::string_view::npos ? 0 : path.rfind('/'));
+      }
+    }
+  }
+  return folders;
+}
+
+uint32_t limit_by_quota(uint32_t n_cores, std::optional<double> quota) {
+  n_cores = std::max(1u, n_cores);
+  if (!quota || *quota >= n_cores) return n_cores;
+  return std::max(1u, static_cast<uint32_t>(std::floor(*quota)));
+}
+
+uint32_t physical_cores(hwloc_topology_t topology, hwloc_const_cpuset_t allowed) {
+  uint32_t n = 0;
+  for (hwloc_obj_t core = nullptr; (core = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_CORE, core)) != nullptr;)
+    if (hwloc_bitmap_intersects(core->cpuset, allowed)) ++n;
+  return n;
+}
+
+}  // namespace cores
+
+uint32_t usable_cores() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  // A machine with more CPUs than a cpu_set_t has room for refuses the call: then every core counts as allowed.
+  const bool masked = sched_getaffinity(0, sizeof mask, &mask) == 0;
+  uint32_t n = 0;
+  hwloc_topology_t topology = nullptr;
+  if (hwloc_topology_init(&topology) == 0) {
+    hwloc_topology_set_all_types_filter(topology, HWLOC_TYPE_FILTER_KEEP_NONE);
+    hwloc_topology_set_type_filter(topology, HWLOC_OBJ_CORE, HWLOC_TYPE_FILTER_KEEP_ALL);
+    if (hwloc_topology_load(topology) == 0) {
+      const hwloc_bitmap_t allowed = hwloc_bitmap_alloc();
+      if (masked) {
+        hwloc_cpuset_from_glibc_sched_affinity(topology, allowed, &mask, sizeof mask);
+      } else {
+        hwloc_bitmap_copy(allowed, hwloc_topology_get_allowed_cpuset(topology));
+      }
+      n = cores::physical_cores(topology, allowed);
+      hwloc_bitmap_free(allowed);
+    }
+    hwloc_topology_destroy(topology);
+  }
+  if (n == 0) n = masked ? static_cast<uint32_t>(CPU_COUNT(&mask)) : std::thread::hardware_concurrency();
+
+  std::optional<double> quota;
+  const auto groups = cores::read_small_file("/proc/self/cgroup");
+  for (const cores::QuotaFolder& folder : cores::quota_folders(groups.value_or("")))
+    if (const auto q = cores::quota_of(folder)) quota = std::min(q.value(), quota.value_or(q.value()));
+  return cores::limit_by_quota(n, quota);
+}
+
+}  // namespace fth

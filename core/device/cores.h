@@ -1,0 +1,35 @@
+#pragma once
+// The parts of usable_cores() that need no file system: text of the kernel's files in, numbers out.
+
+#include <hwloc.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fth::cores {
+
+// CPUs' worth of time, from the text of a cgroup v2 cpu.max ("150000 100000" -> 1.5). Empty: no limit ("max ..."), or not understood.
+std::optional<double> parse_cpu_max(std::string_view text);
+// The same from v1's cpu.cfs_quota_us and cpu.cfs_period_us; a quota of -1 is no limit.
+std::optional<double> parse_cfs(std::string_view quota_us, std::string_view period_us);
+
+// One cgroup whose limit applies to this process: a folder, and which files it has.
+struct QuotaFolder {
+  std::string path;
+  bool v2 = false;
+  bool operator==(const QuotaFolder&) const = default;
+};
+// From the text of /proc/self/cgroup: the process's own group and every group above it (each one limits), under the usual mount points.
+std::vector<QuotaFolder> quota_folders(std::string_view proc_self_cgroup);
+
+// floor(quota), at least 1, at most n_cores. Rounded down: with 2 threads on 1.5 CPUs the kernel stops both for a part of each period, and
+// every barrier waits for that; 1 thread on 1.5 CPUs is never stopped.
+uint32_t limit_by_quota(uint32_t n_cores, std::optional<double> quota);
+
+// Physical cores with at least one CPU in `allowed`. 0 if the topology knows no cores.
+uint32_t physical_cores(hwloc_topology_t topology, hwloc_const_cpuset_t allowed);
+
+}  // namespace fth::cores

@@ -1,0 +1,158 @@
+// The pool's job slot is reused, so nothing of a job is ever freed under a late worker: a worker touches the job's fields only after it claimed
+// an index of it, and a job with a claimed index cannot end.
+
+#include "core/device/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "core/base/check.h"
+
+namespace fth {
+namespace {
+
+// Long enough to bridge the serial code between two ops of a decode step, short enough that a thread whose core is wanted elsewhere loses
+// nothing that a scheduler would notice.
+constexpr std::chrono::microseconds kSpin{10};
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins until done() or until kSpin is over. A pause costs 10 to 50 ns depending on the CPU, hence the clock beside the count.
+template <class Done>
+bool spin_until(Done done) {
+  const auto start = std::chrono::steady_clock::now();
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (done()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() - start < kSpin);
+  return done();
+}
+
+uint32_t cpus_allowed() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return std::max(1u, std::thread::hardware_concurrency());
+  return static_cast<uint32_t>(CPU_COUNT(&set));
+}
+
+}  // namespace
+
+struct ThreadPool::Impl {
+  // The job. Written by the caller while no index is claimable; read after a claim.
+  void (*body)(void*, uint32_t) = nullptr;
+  void* arg = nullptr;
+  uint32_t n = 0;
+
+  // Indices left, plus kNone. A claim subtracts 1 and got index n - left if what it saw was above kNone. Threads that come too late push it
+  // below kNone, each at most twice a job, so it never reaches 0. The caller's release store pairs with the claim's acquire.
+  static constexpr uint64_t kNone = uint64_t{1} << 32;
+  alignas(64) std::atomic<uint64_t> left{kNone};
+  alignas(64) std::atomic<uint32_t> unfinished{0};  // indices whose body has not returned; the last one wakes the caller
+  alignas(64) std::atomic<uint32_t> epoch{0};       // one more for each job, and for the end; idle workers wait for it to change
+  std::atomic<bool> stop{false};
+
+  bool spin = true;
+  std::mutex caller;  // one parallel_for at a time
+  std::vector<std::thread> workers;
+
+  // Runs indices until none is left; returns how many.
+  uint32_t drain() {
+    uint32_t ran = 0;
+    while (left.load(std::memory_order_relaxed) > kNone) {
+      const uint64_t seen = left.fetch_sub(1, std::memory_order_acq_rel);
+      if (seen <= kNone) break;
+      body(arg, n - static_cast<uint32_t>(seen - kNone));
+      ++ran;
+    }
+    return ran;
+  }
+
+  // seq_cst, here and on `epoch`: a notify looks for sleepers after the change, a sleeper looks for the change after it has said that it sleeps.
+  bool finish(uint32_t ran) { return ran > 0 && unfinished.fetch_sub(ran, std::memory_order_seq_cst) == ran; }
+
+  void work() {
+    uint32_t seen = 0;
+    for (;;) {
+      const auto changed = [&] { return epoch.load(std::memory_order_acquire) != seen; };
+      if (!(spin ? spin_until(changed) : changed())) epoch.wait(seen, std::memory_order_seq_cst);
+      seen = epoch.load(std::memory_order_acquire);
+      if (stop.load(std::memory_order_acquire)) return;
+      if (finish(drain())) unfinished.notify_one();
+    }
+  }
+};
+
+ThreadPool::ThreadPool(uint32_t n_threads) : impl_(std::make_unique<Impl>()) {
+  FTH_CHECK(n_threads >= 1, "a pool has at least the calling thread");
+  // With more threads than cores a spinning thread holds the core that the thread it waits for needs.
+  impl_->spin = n_threads <= cpus_allowed();
+  // Signals are the program's own threads' business: workers are started with all of them blocked.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    impl_->workers.reserve(n_threads - 1);
+    for (uint32_t i = 1; i < n_threads; ++i) {
+      impl_->workers.emplace_back([impl = impl_.get()] { impl->work(); });
+      pthread_setname_np(impl_->workers.back().native_handle(), "fth-worker");
+    }
+  } catch (const std::system_error&) {
+    // A process limit on threads: the pool is as large as it could be made, and n_threads() says so.
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+ThreadPool::~ThreadPool() {
+  impl_->stop.store(true, std::memory_order_release);
+  impl_->epoch.fetch_add(1, std::memory_order_seq_cst);
+  impl_->epoch.notify_all();
+  for (std::thread& worker : impl_->workers) worker.join();
+}
+
+uint32_t ThreadPool::n_threads() const { return static_cast<uint32_t>(impl_->workers.size()) + 1; }
+
+void ThreadPool::parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), void* arg) {
+  Impl& p = *impl_;
+  if (n <= 1 || p.workers.empty()) {
+    for (uint32_t i = 0; i < n; ++i) body(arg, i);
+    return;
+  }
+  const std::lock_guard lock(p.caller);
+  p.body = body;
+  p.arg = arg;
+  p.n = n;
+  p.unfinished.store(n, std::memory_order_relaxed);
+  p.left.store(Impl::kNone + n, std::memory_order_release);
+  p.epoch.fetch_add(1, std::memory_order_seq_cst);
+  // Neither call enters the kernel when every worker still spins.
+  if (n - 1 >= p.workers.size()) {
+    p.epoch.notify_all();
+  } else {
+    for (uint32_t i = 1; i < n; ++i) p.epoch.notify_one();
+  }
+
+  if (p.finish(p.drain())) return;
+  const auto done = [&] { return p.unfinished.load(std::memory_order_acquire) == 0; };
+  if (p.spin && spin_until(done)) return;
+  for (uint32_t still = p.unfinished.load(std::memory_order_acquire); still != 0; still = p.unfinished.load(std::memory_order_acquire))
+    p.unfinished.wait(still, std::memory_order_seq_cst);
+}
+
+}  // namespace fth

@@ -1,0 +1,242 @@
+// Attention and the elementwise kernels of every table against double precision.
+#include <limits>
+
+#include "tests/conformance/kernels/fixture.h"
+
+namespace fth::cpu {
+namespace {
+
+class Attention : public KernelTest {};
+class Elementwise : public KernelTest {};
+INSTANTIATE_TEST_SUITE_P(Tables, Attention, testing::Range<size_t>(0, n_tables()), table_name);
+INSTANTIATE_TEST_SUITE_P(Tables, Elementwise, testing::Range<size_t>(0, n_tables()), table_name);
+
+// k and v of one kv head in cells `cell` bytes apart, each buffer ending at a forbidden page.
+struct Cache {
+  bool f16;
+  int64_t head_dim, n_cells;
+  uint64_t value_bytes, cell;
+  Guarded k, v;
+  Cache(bool f16_, int64_t dim, int64_t cells, Rng& rng)
+      : f16(f16_),
+        head_dim(dim),
+        n_cells(cells),
+        value_bytes(f16_ ? 2 : 4),
+        cell(value_bytes * static_cast<uint64_t>(dim) + 6),
+        k(cell * static_cast<uint64_t>(cells) - 6),
+        v(cell * static_cast<uint64_t>(cells) - 6) {
+    for (int64_t c = 0; c < cells; ++c)
+      for (int64_t i = 0; i < dim; ++i)
+        for (Guarded* g : {&k, &v}) put(*g, c, i, rng.normal());
+  }
+  void put(Guarded& g, int64_t c, int64_t i, float x) {
+    uint8_t* p = g.data() + cell * static_cast<uint64_t>(c) + value_bytes * static_cast<uint64_t>(i);
+    if (f16) {
+      write_as(p, f32_to_f16(x));
+    } else {
+      write_as(p, x);
+    }
+  }
+  double get(const Guarded& g, int64_t c, int64_t i) const {
+    const uint8_t* p = g.data() + cell * static_cast<uint64_t>(c) + value_bytes * static_cast<uint64_t>(i);
+    return f16 ? half_value(p) : static_cast<double>(read_as<float>(p));
+  }
+  std::vector<float> run(const KernelTable& t, const std::vector<float>& q, int64_t j0, int64_t n_q, int64_t first, int64_t n,
+                         float scale) const {
+    Guarded y(static_cast<size_t>(n_q * head_dim) * 4);
+    std::memset(y.data(), 0xff, y.size());  // NaN: what was there may not matter
+    const AttentionArgs args{q.data() + j0 * head_dim, k.data(), v.data(), cell, y.floats(), n_q, head_dim, first, n, n_cells, scale};
+    (f16 ? t.attention_f16 : t.attention_f32)(args);
+    EXPECT_TRUE(y.front_intact());
+    return {y.floats(), y.floats() + n_q * head_dim};
+  }
+  std::vector<double> reference(const std::vector<float>& q, int64_t n_q, int64_t first, int64_t n, double scale) const {
+    std::vector<double> y(static_cast<size_t>(n_q * head_dim), 0.0), s(static_cast<size_t>(n));
+    for (int64_t j = 0; j < n_q; ++j) {
+      double top = -1e300, total = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        double dot = 0;
+        for (int64_t d = 0; d < head_dim; ++d)
+          dot += static_cast<double>(q[static_cast<size_t>(j * head_dim + d)]) * get(k, (first + i) % n_cells, d);
+        s[static_cast<size_t>(i)] = dot * scale;
+        top = std::max(top, dot * scale);
+      }
+      for (double& x : s) total += x = std::exp(x - top);
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t d = 0; d < head_dim; ++d)
+          y[static_cast<size_t>(j * head_dim + d)] += s[static_cast<size_t>(i)] / total * get(v, (first + i) % n_cells, d);
+    }
+    return y;
+  }
+};
+
+TEST_P(Attention, IsTheSoftmaxSum) {
+  for (const bool f16 : {false, true})
+    for (const int64_t dim : {16, 20, 32, 64, 80, 96, 128, 256, 512}) {
+      Rng rng(static_cast<uint64_t>(dim));
+      const Cache cache(f16, dim, 300, rng);
+      const std::vector<float> q = rng.normals(8 * dim);
+      for (const int64_t n : {1, 2, 3, 4, 5, 63, 64, 65, 100, 128, 191, 300}) {
+        const int64_t first = rng.below(1000), n_q = 1 + rng.below(8);
+        const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+        const std::vector<float> y = cache.run(table(), q, 0, n_q, first, n, scale);
+        const std::vector<double> want = cache.reference(q, n_q, first, n, static_cast<double>(scale));
+        Nmse e;
+        for (size_t i = 0; i < y.size(); ++i) e.add(static_cast<double>(y[i]), want[i]);
+        EXPECT_LE(e.value(), 1e-11) << "f16 " << f16 << " head_dim " << dim << " n_pos " << n << " n_q " << n_q;
+      }
+    }
+}
+
+TEST_P(Attention, BitsOfAHeadDoNotDependOnTheOthers) {
+  for (const bool f16 : {false, true})
+    for (const int64_t dim : {32, 80, 128, 256}) {
+      Rng rng(static_cast<uint64_t>(dim) + 1);
+      const Cache cache(f16, dim, 77, rng);  // a ring that wraps
+      const std::vector<float> q = rng.normals(11 * dim);
+      for (int64_t n = 1; n <= 77; n += n < 10 ? 1 : 13) {
+        const int64_t first = rng.below(500);
+        const std::vector<float> all = cache.run(table(), q, 0, 11, first, n, 0.1f);
+        for (int64_t n_q = 1; n_q <= 8; ++n_q) {
+          const int64_t j0 = rng.below(11 - n_q + 1);
+          const std::vector<float> part = cache.run(table(), q, j0, n_q, first, n, 0.1f);
+          ASSERT_EQ(std::memcmp(part.data(), all.data() + j0 * dim, part.size() * 4), 0) << dim << " n_pos " << n << " n_q " << n_q;
+        }
+        // The same positions in other cells.
+        ASSERT_EQ(cache.run(table(), q, 0, 3, first, n, 0.1f), cache.run(table(), q, 0, 3, first + 77 * 5, n, 0.1f));
+      }
+    }
+}
+
+TEST_P(Attention, TakesPeakedAndSpecialScores) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  Rng rng(5);
+  Cache cache(false, 64, 200, rng);
+  const std::vector<float> q = rng.normals(3 * 64);
+  for (const float scale : {0.0f, 1.0f, 100.0f, -30.0f}) {  // flat to one-hot; exponents far below the smallest float
+    const std::vector<float> y = cache.run(table(), q, 0, 3, 7, 193, scale);
+    const std::vector<double> want = cache.reference(q, 3, 7, 193, static_cast<double>(scale));
+    Nmse e;
+    for (size_t i = 0; i < y.size(); ++i) e.add(static_cast<double>(y[i]), want[i]);
+    EXPECT_LE(e.value(), scale == 0.0f || scale == 1.0f ? 1e-10 : 1e-7) << scale;
+  }
+  for (const float special : {kInf, -kInf, std::numeric_limits<float>::quiet_NaN()}) {
+    Cache bad(false, 64, 200, rng);
+    bad.put(bad.v, 70, 5, special);
+    const std::vector<float> y = bad.run(table(), q, 0, 3, 0, 150, 0.1f);
+    for (int64_t i = 0; i < 3 * 64; ++i) EXPECT_EQ(std::isfinite(y[static_cast<size_t>(i)]), i % 64 != 5) << i;
+    bad.put(bad.k, 70, 5, special);  // no trap; the scores of every head are affected, or the cell has no weight
+    bad.run(table(), q, 0, 3, 0, 150, 0.1f);
+  }
+  Cache nan(true, 64, 100, rng);
+  nan.put(nan.k, 10, 0, std::numeric_limits<float>::quiet_NaN());
+  for (const float v : nan.run(table(), q, 0, 3, 0, 100, 0.1f)) EXPECT_TRUE(std::isnan(v));
+}
+
+TEST_P(Elementwise, RmsNormIsAccurate) {
+  Rng rng(3);
+  for (const int64_t n : {1, 3, 8, 31, 64, 80, 1000, 2560, 8192})
+    for (const float size : {1e-6f, 1.0f, 1e4f, 1e18f, 1e30f}) {  // squares beyond f32's range, too
+      const std::vector<float> x = rng.normals(n, size), w = rng.normals(n);
+      Guarded y(static_cast<size_t>(n) * 4);
+      table().rms_norm(n, x.data(), w.data(), 1e-6f, y.floats());
+      double sum = 0;
+      for (const float v : x) sum += static_cast<double>(v) * static_cast<double>(v);
+      const double scale = 1 / std::sqrt(sum / static_cast<double>(n) + static_cast<double>(1e-6f));
+      for (int64_t i = 0; i < n; ++i) {
+        const double want = static_cast<double>(x[static_cast<size_t>(i)]) * scale * static_cast<double>(w[static_cast<size_t>(i)]);
+        ASSERT_NEAR(static_cast<double>(y.floats()[i]), want, std::abs(want) * 2.5e-7) << n << " " << size;
+      }
+      EXPECT_TRUE(y.front_intact());
+      std::vector<float> in_place = x;
+      table().rms_norm(n, in_place.data(), w.data(), 1e-6f, in_place.data());
+      EXPECT_EQ(std::memcmp(in_place.data(), y.data(), y.size()), 0);
+    }
+}
+
+TEST_P(Elementwise, RopeRotatesPairs) {
+  Rng rng(4);
+  for (const int64_t half : {1, 3, 8, 16, 32, 40, 64, 128}) {
+    std::vector<float> cosine, sine;
+    for (int64_t j = 0; j < half; ++j) {
+      const double angle = rng.uniform(-10, 10);
+      cosine.push_back(static_cast<float>(std::cos(angle)));
+      sine.push_back(static_cast<float>(std::sin(angle)));
+    }
+    const std::vector<float> x = rng.normals(2 * half);
+    Guarded neox(static_cast<size_t>(half) * 8), adjacent(static_cast<size_t>(half) * 8);
+    std::memcpy(neox.data(), x.data(), neox.size());
+    std::memcpy(adjacent.data(), x.data(), adjacent.size());
+    table().rope_neox(half, cosine.data(), sine.data(), neox.floats());
+    table().rope_adjacent(half, cosine.data(), sine.data(), adjacent.floats());
+    const auto check = [&](const float* y, int64_t j, int64_t a, int64_t b) {
+      const double c = static_cast<double>(cosine[static_cast<size_t>(j)]), s = static_cast<double>(sine[static_cast<size_t>(j)]);
+      const double xa = static_cast<double>(x[static_cast<size_t>(a)]), xb = static_cast<double>(x[static_cast<size_t>(b)]);
+      EXPECT_NEAR(static_cast<double>(y[a]), xa * c - xb * s, 1e-6);
+      EXPECT_NEAR(static_cast<double>(y[b]), xa * s + xb * c, 1e-6);
+    };
+    for (int64_t j = 0; j < half; ++j) {
+      check(neox.floats(), j, j, j + half);
+      check(adjacent.floats(), j, 2 * j, 2 * j + 1);
+    }
+    EXPECT_TRUE(neox.front_intact() && adjacent.front_intact());
+  }
+}
+
+TEST_P(Elementwise, AddAndReluMul) {
+  Rng rng(6);
+  for (const int64_t n : {1, 7, 8, 33, 768}) {
+    std::vector<float> g = rng.normals(n), u = rng.normals(n);
+    Guarded sum(static_cast<size_t>(n) * 4), product(static_cast<size_t>(n) * 4);
+    table().add(n, g.data(), u.data(), sum.floats());
+    table().relu_mul(n, g.data(), u.data(), product.floats());
+    for (int64_t i = 0; i < n; ++i) {
+      const float a = g[static_cast<size_t>(i)], b = u[static_cast<size_t>(i)];
+      EXPECT_EQ(sum.floats()[i], a + b);
+      EXPECT_EQ(product.floats()[i], a > 0 ? a * b : 0.0f);
+    }
+    EXPECT_TRUE(sum.front_intact() && product.front_intact());
+    std::vector<float> gate = g, up = u;
+    table().relu_mul(n, gate.data(), u.data(), gate.data());
+    table().relu_mul(n, g.data(), up.data(), up.data());
+    EXPECT_EQ(std::memcmp(gate.data(), product.data(), product.size()), 0);
+    EXPECT_EQ(std::memcmp(up.data(), product.data(), product.size()), 0);
+    table().add(n, g.data(), u.data(), g.data());
+    EXPECT_EQ(std::memcmp(g.data(), sum.data(), sum.size()), 0);
+  }
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> g(19, nan), u(19, 2.0f);
+  table().relu_mul(19, g.data(), u.data(), u.data());
+  for (const float v : u) EXPECT_TRUE(std::isnan(v));
+}
+
+// Its error is the exponential's: at most a few units in the last place over the whole range.
+TEST_P(Elementwise, SiluMulIsAccurate) {
+  Rng rng(7);
+  std::vector<float> g, u;
+  for (double x = -130; x < 130; x += 0.00731) g.push_back(static_cast<float>(x));
+  for (int i = 0; i < 1000; ++i) g.push_back(static_cast<float>(rng.uniform(-1e-3, 1e-3)));
+  for (const float x : {0.0f, -0.0f, 88.72f, 88.73f, -88.72f, -88.73f, -103.9f, -104.1f, 1e30f, -1e30f}) g.push_back(x);
+  u.assign(g.size(), 1.0f);
+  Guarded y(g.size() * 4);
+  table().silu_mul(static_cast<int64_t>(g.size()), g.data(), u.data(), y.floats());
+  for (size_t i = 0; i < g.size(); ++i) {
+    const double x = static_cast<double>(g[i]), want = x / (1 + std::exp(-x));
+    // Below -87 the quotient leaves f32's normal range, and 1 + exp(-x) may be infinite.
+    ASSERT_NEAR(static_cast<double>(y.floats()[i]), want, std::abs(want) * 4e-7 + 1e-36) << x;
+  }
+  EXPECT_TRUE(y.front_intact());
+  const float specials[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()};
+  std::vector<float> s(2), ones(2, 1.0f);
+  table().silu_mul(2, specials, ones.data(), s.data());
+  EXPECT_TRUE(std::isnan(s[0]));
+  EXPECT_EQ(s[1], std::numeric_limits<float>::infinity());
+  for (int64_t n = 0; n < 40; ++n) {  // every remainder, in place, with the bits of the long call
+    std::vector<float> gate(g.begin() + 100, g.begin() + 100 + n), up(static_cast<size_t>(n) + 1, 1.0f);
+    table().silu_mul(n, gate.data(), up.data(), gate.data());
+    for (int64_t i = 0; i < n; ++i) ASSERT_EQ(bits_of(gate[static_cast<size_t>(i)]), bits_of(y.floats()[100 + i])) << n << " " << i;
+  }
+}
+
+}  // namespace
+}  // namespace fth::cpu

@@ -1,0 +1,93 @@
+// Texts of the kernel's files and synthetic topologies, without the file system.
+
+#include "core/device/cores.h"
+
+#include <gmock/gmock.h>
+#include <sched.h>
+
+#include "core/device/registry.h"
+
+namespace fth::cores {
+namespace {
+
+using ::testing::ElementsAre;
+
+TEST(Cores, CpuMax) {
+  EXPECT_EQ(parse_cpu_max("max 100000\n"), std::nullopt);
+  EXPECT_EQ(parse_cpu_max("150000 100000\n"), 1.5);
+  EXPECT_EQ(parse_cpu_max("400000 100000"), 4.0);
+  for (const char* bad : {"", "\n", "100000", "0 100000", "-1 100000", "100000 0", "x y", "1e5 100000", "99999999999999999999 100000"})
+    EXPECT_EQ(parse_cpu_max(bad), std::nullopt) << bad;
+}
+
+TEST(Cores, CfsQuota) {
+  EXPECT_EQ(parse_cfs("-1\n", "100000\n"), std::nullopt);
+  EXPECT_EQ(parse_cfs("250000\n", "100000\n"), 2.5);
+  EXPECT_EQ(parse_cfs("250000", ""), std::nullopt);
+}
+
+TEST(Cores, QuotaRoundsDownToAtLeastOne) {
+  EXPECT_EQ(limit_by_quota(64, std::nullopt), 64u);
+  EXPECT_EQ(limit_by_quota(64, 1.5), 1u);
+  EXPECT_EQ(limit_by_quota(64, 0.1), 1u);
+  EXPECT_EQ(limit_by_quota(64, 2.99), 2u);
+  EXPECT_EQ(limit_by_quota(2, 64.0), 2u);
+  EXPECT_EQ(limit_by_quota(0, std::nullopt), 1u);
+}
+
+TEST(Cores, FoldersOfV2UpToTheRoot) {
+  EXPECT_THAT(quota_folders("0::/user.slice/app.scope\n"),
+              ElementsAre(QuotaFolder{"/sys/fs/cgroup/user.slice/app.scope", true}, QuotaFolder{"/sys/fs/cgroup/user.slice", true},
+                          QuotaFolder{"/sys/fs/cgroup", true}, QuotaFolder{"/sys/fs/cgroup/unified/user.slice/app.scope", true},
+                          QuotaFolder{"/sys/fs/cgroup/unified/user.slice", true}, QuotaFolder{"/sys/fs/cgroup/unified", true}));
+}
+
+TEST(Cores, FoldersOfV1AreThoseOfTheCpuController) {
+  EXPECT_THAT(quota_folders("5:memory:/m\n4:cpu,cpuacct:/a\n3:cpuset:/b\n"),
+              ElementsAre(QuotaFolder{"/sys/fs/cgroup/cpu/a", false}, QuotaFolder{"/sys/fs/cgroup/cpu", false},
+                          QuotaFolder{"/sys/fs/cgroup/cpu,cpuacct/a", false}, QuotaFolder{"/sys/fs/cgroup/cpu,cpuacct", false}));
+}
+
+TEST(Cores, FoldersOfOddTexts) {
+  EXPECT_TRUE(quota_folders("").empty());
+  EXPECT_TRUE(quota_folders("nonsense\n::\n:\n1\n").empty());
+  EXPECT_THAT(quota_folders("0::/../../etc"),
+              ElementsAre(QuotaFolder{"/sys/fs/cgroup", true}, QuotaFolder{"/sys/fs/cgroup/unified", true}));
+  EXPECT_LE(quota_folders("0::" + std::string(10000, '/') + std::string(4000, 'a')).size(), 4u);
+}
+
+TEST(Cores, OnePerPhysicalCoreThatTheMaskTouches) {
+  hwloc_topology_t topology = nullptr;
+  ASSERT_EQ(hwloc_topology_init(&topology), 0);
+  ASSERT_EQ(hwloc_topology_set_synthetic(topology, "package:2 core:4 pu:2"), 0);
+  ASSERT_EQ(hwloc_topology_load(topology), 0);
+  const hwloc_bitmap_t mask = hwloc_bitmap_alloc_full();
+  EXPECT_EQ(physical_cores(topology, mask), 8u);
+  hwloc_bitmap_zero(mask);
+  hwloc_bitmap_set_range(mask, 0, 3);  // two cores, both threads of each
+  EXPECT_EQ(physical_cores(topology, mask), 2u);
+  hwloc_bitmap_zero(mask);
+  hwloc_bitmap_set(mask, 1);  // the second thread of core 0 alone
+  EXPECT_EQ(physical_cores(topology, mask), 1u);
+  hwloc_bitmap_free(mask);
+  hwloc_topology_destroy(topology);
+}
+
+TEST(Cores, UsableCoresFollowsTheAffinityMask) {
+  cpu_set_t before;
+  CPU_ZERO(&before);
+  ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+  const uint32_t all = usable_cores();
+  EXPECT_GE(all, 1u);
+  EXPECT_LE(all, static_cast<uint32_t>(CPU_COUNT(&before)));
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++cpu)
+    if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  EXPECT_EQ(usable_cores(), 1u);
+  ASSERT_EQ(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
+}  // namespace
+}  // namespace fth::cores

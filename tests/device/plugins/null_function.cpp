@@ -1,0 +1,8 @@
+// Two functions of the table are missing.
+#include "tests/device/test_backend.h"
+extern "C" FTH_EXPORT const fth_backend* fth_backend_query(uint32_t major, const fth_host* host) {
+  static fth_backend table = *fth::sdk::query<fth::test::AddBackend<fth::test::DefaultConfig>>(FTH_ABI_MAJOR, host);
+  table.estimate = nullptr;
+  table.wait = nullptr;
+  return major == FTH_ABI_MAJOR ? &table : nullptr;
+}

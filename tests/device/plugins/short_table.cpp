@@ -1,0 +1,7 @@
+// A table that ends before this version's last functions, as one of an earlier minor version would.
+#include "tests/device/test_backend.h"
+extern "C" FTH_EXPORT const fth_backend* fth_backend_query(uint32_t major, const fth_host* host) {
+  static fth_backend table = *fth::sdk::query<fth::test::AddBackend<fth::test::DefaultConfig>>(FTH_ABI_MAJOR, host);
+  table.struct_size = offsetof(fth_backend, submit);
+  return major == FTH_ABI_MAJOR ? &table : nullptr;
+}

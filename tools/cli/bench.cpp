@@ -1,0 +1,266 @@
+// forethought bench: prefill and decode speed, with the bytes moved and what the plan predicted.
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cmath>
+
+#include "core/base/bytes.h"
+#include "tools/cli/command.h"
+#include "tools/cli/interrupt.h"
+#include "tools/cli/kernel_tables.h"
+#include "tools/cli/machine.h"
+#include "tools/cli/output.h"
+#include "tools/cli/progress.h"
+#include "tools/cli/report.h"
+
+namespace fth::cli {
+namespace {
+
+constexpr std::string_view kHelp =
+    "Measures prefill (rows ppN) and decode (rows tgN) over several repetitions: mean and deviation, bytes per second, their share of the\n"
+    "measured memory bandwidth, peak memory, and how far the plan's prediction was off. Each repetition starts with an empty context.\n"
+    "The tokens are pseudo-random and the same every time, or come from a file: its first part is the prompt, the rest is decoded.\n\n"
+    "  forethought bench -m model.gguf\n"
+    "  forethought bench -m model.gguf --pp 128,512 --tg 128 -r 3 --json\n";
+
+struct BenchFlags : CommonFlags {
+  EngineFlags engine;
+  std::string pp = "512", tg = "128", tokens;
+  int64_t repetitions = 5, warmup = 1;
+  bool markdown = false, csv = false, refresh = false;
+};
+
+void describe(BenchFlags& f, po::options_description& options) {
+  options.add_options()                                                                                                                //
+      ("pp", po::value(&f.pp)->value_name("N,N"), "prompt lengths to measure (default: 512; 0: none)")                                 //
+      ("tg", po::value(&f.tg)->value_name("N,N"), "numbers of tokens to decode (default: 128; 0: none)")                               //
+      ("repetitions,r", po::value(&f.repetitions)->value_name("N"), "of each row (default: 5)")                                        //
+      ("warmup", po::value(&f.warmup)->value_name("N"), "repetitions before that, not counted (default: 1)")                           //
+      ("tokens", po::value(&f.tokens)->value_name("FILE"), "token ids to use; --tg tokens after the first --pp, in the same context")  //
+      ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                                                   //
+      ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                                                 //
+      ("refresh", po::bool_switch(&f.refresh), "measure the memory bandwidth again");
+  add_engine(f.engine, options);
+  add_common(f, options, "print one JSON object");
+}
+
+struct Row {
+  std::string name;  // "pp512"
+  bool decode = false;
+  std::vector<int32_t> before, ids;  // read first and not measured; measured
+  std::vector<double> tok_s;
+  double seconds = 0;
+  uint64_t bytes = 0;  // weights and KV read, all repetitions
+  double mean() const {
+    double sum = 0;
+    for (const double v : tok_s) sum += v;
+    return tok_s.empty() ? 0 : sum / static_cast<double>(tok_s.size());
+  }
+  double deviation() const {  // of the sample
+    double sum = 0;
+    for (const double v : tok_s) sum += (v - mean()) * (v - mean());
+    return tok_s.size() < 2 ? 0 : std::sqrt(sum / static_cast<double>(tok_s.size() - 1));
+  }
+  double bytes_per_second() const { return per_second(static_cast<double>(bytes), seconds); }
+};
+
+// splitmix64: the same ids on every machine.
+std::vector<int32_t> random_ids(size_t n, int64_t n_vocab) {
+  std::vector<int32_t> ids(n);
+  uint64_t state = 0;
+  for (int32_t& id : ids) {
+    uint64_t z = (state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    id = static_cast<int32_t>((z ^ (z >> 31)) % static_cast<uint64_t>(n_vocab));
+  }
+  return ids;
+}
+
+Result<std::vector<Row>> random_rows(const BenchFlags& f, const Engine& engine) {
+  const int64_t n_ctx = engine.options().n_ctx, n_vocab = engine.model().config.n_vocab;
+  std::vector<Row> rows;
+  const auto add = [&](std::string_view option, const std::string& list, bool decode) -> Result<> {
+    FTH_ASSIGN_OR_RETURN(const auto counts, parse_counts(option, list));
+    for (const int64_t count : counts) {
+      if (count > n_ctx)
+        return fail(Code::invalid_argument, text("%.*s %lld: the context is %lld tokens; raise --ctx", static_cast<int>(option.size()),
+                                                 option.data(), static_cast<long long>(count), static_cast<long long>(n_ctx)));
+      Row row;
+      row.name = (decode ? "tg" : "pp") + std::to_string(count);
+      row.decode = decode;
+      row.ids = random_ids(static_cast<size_t>(count), n_vocab);
+      rows.push_back(std::move(row));
+    }
+    return {};
+  };
+  FTH_RETURN_IF_ERROR(add("--pp", f.pp, false));
+  FTH_RETURN_IF_ERROR(add("--tg", f.tg, true));
+  return rows;
+}
+
+Result<std::vector<Row>> file_rows(const BenchFlags& f, const Engine& engine, const std::vector<int32_t>& ids) {
+  FTH_ASSIGN_OR_RETURN(const auto pp, parse_counts("--pp", f.pp));
+  FTH_ASSIGN_OR_RETURN(const auto tg, parse_counts("--tg", f.tg));
+  const size_t n_decode = tg.empty() ? 0 : static_cast<size_t>(tg[0]);
+  size_t n_prompt = pp.empty() ? 0 : static_cast<size_t>(pp[0]);
+  // A file shorter than both: as much decoding as was asked for, if half of the file is enough.
+  if (n_prompt + n_decode > ids.size()) n_prompt = std::max(ids.size() / 2, ids.size() - std::min(ids.size(), n_decode));
+  const auto middle = ids.begin() + static_cast<ptrdiff_t>(n_prompt);
+  const auto last = ids.begin() + static_cast<ptrdiff_t>(std::min(ids.size(), n_prompt + n_decode));
+  if (last - ids.begin() > engine.options().n_ctx)
+    return fail(Code::invalid_argument, text("%zd tokens of %s: the context is %lld tokens; raise --ctx or lower --pp and --tg",
+                                             last - ids.begin(), f.tokens.c_str(), static_cast<long long>(engine.options().n_ctx)));
+  std::vector<Row> rows;
+  if (n_prompt > 0) rows.push_back({"pp" + std::to_string(n_prompt), false, {}, {ids.begin(), middle}, {}, 0, 0});
+  if (last > middle) rows.push_back({"tg" + std::to_string(last - middle), true, {ids.begin(), middle}, {middle, last}, {}, 0, 0});
+  return rows;
+}
+
+Result<> repeat_once(Session& session, Row& row, bool counted) {
+  session.clear();
+  if (!row.before.empty()) FTH_RETURN_IF_ERROR(session.prefill(row.before));
+  session.reset_stats();
+  if (row.decode) {
+    for (const int32_t id : row.ids) {
+      FTH_RETURN_IF_ERROR(session.decode(id));
+      if (interrupted()) return fail(Code::cancelled, "interrupted");
+    }
+  } else {
+    FTH_RETURN_IF_ERROR(session.prefill(row.ids, [](int64_t, int64_t) { return !interrupted(); }));
+  }
+  if (interrupted()) return fail(Code::cancelled, "interrupted");
+  if (!counted) return {};
+  const Stats stats = session.stats();
+  const double seconds = row.decode ? stats.decode_seconds : stats.prompt_seconds;
+  row.tok_s.push_back(per_second(static_cast<double>(row.ids.size()), seconds));
+  row.seconds += seconds;
+  if (row.decode) {
+    row.bytes += stats.decode_bytes;
+  } else {
+    for (const SegmentTime& s : stats.segments) row.bytes += s.bytes;
+  }
+  return {};
+}
+
+std::string isa_of(Registry& registry) {
+  for (const DeviceEntry& entry : registry.devices()) {
+    if (entry.device.info().kind != FTH_KIND_CPU) continue;
+    for (const KernelSet& k : kernel_sets(entry.device.info().description))
+      if (k.used) return k.name;
+  }
+  return "unknown";
+}
+
+boost::json::object bench_json(const BenchFlags& f, Opened& opened, const std::vector<Row>& rows, uint64_t rss) {
+  Registry& registry = opened.engine->registry();
+  const Plan& plan = opened.engine->plan();
+  const Row *pp = nullptr, *tg = nullptr;
+  boost::json::array all;
+  for (const Row& row : rows) {
+    const Row*& first = row.decode ? tg : pp;
+    if (first == nullptr) first = &row;
+    boost::json::object o{{"name", row.name},
+                          {"tokens", row.ids.size()},
+                          {"tok_s", row.mean()},
+                          {"deviation", row.deviation()},
+                          {"samples", boost::json::value_from(row.tok_s)},
+                          {"gb_s", row.bytes_per_second() / 1e9}};
+    if (opened.profile.bytes_per_second > 0) o["bandwidth_share"] = row.bytes_per_second() / opened.profile.bytes_per_second;
+    all.push_back(std::move(o));
+  }
+  boost::json::object out{{"model", utf8_lossy(opened.model.string())},
+                          {"tokens", f.tokens.empty() ? "random tokens" : utf8_lossy(f.tokens)},
+                          {"repetitions", f.repetitions},
+                          {"pp_tok_s", nullptr},
+                          {"tg_tok_s", nullptr},
+                          {"gb_s", nullptr},
+                          {"bandwidth_share", nullptr}};
+  if (pp != nullptr) out["pp_tok_s"] = pp->mean();
+  if (tg != nullptr) {
+    const double rate = tg->bytes_per_second();
+    out["tg_tok_s"] = tg->mean();
+    out["gb_s"] = rate / 1e9;
+    if (opened.profile.bytes_per_second > 0) out["bandwidth_share"] = rate / opened.profile.bytes_per_second;
+    out["measured_bytes_per_token"] = static_cast<double>(tg->bytes) / static_cast<double>(tg->ids.size() * tg->tok_s.size());
+    if (plan.tokens_per_second() > 0) out["measured_over_predicted"] = tg->mean() / plan.tokens_per_second();
+  }
+  out["bytes_per_token"] = plan.bytes_per_token;
+  out["predicted_tok_s"] = plan.tokens_per_second();
+  out["peak_rss_bytes"] = rss;
+  out["ram_bytes_planned"] = plan.ram_bytes;
+  // Every weight is in memory: no expert is ever missed or waited for.
+  out["resident"] = true;
+  out["hit_rate"] = 1.0;
+  out["stall_ms"] = 0.0;
+  out["bytes_per_second"] = opened.profile.bytes_per_second;
+  out["cpu"] = opened.profile.cpu;
+  out["isa"] = isa_of(registry);
+  out["threads"] = registry.pool().n_threads();
+  out["devices"] = boost::json::value_from(device_names(plan));
+  out["n_ctx"] = opened.engine->options().n_ctx;
+  out["ubatch"] = opened.engine->options().ubatch;
+  out["build"] = registry.backends().empty() ? "" : utf8_lossy(registry.backends()[0].build);
+  out["version"] = FTH_VERSION;
+  out["rows"] = std::move(all);
+  return out;
+}
+
+std::string bench_table(const BenchFlags& f, const Opened& opened, const std::vector<Row>& rows, uint64_t rss) {
+  Table table("llrrrr", {"model", "test", "tok/s", "GB/s", "of bandwidth", "peak RSS"});
+  const double bandwidth = opened.profile.bytes_per_second;
+  for (const Row& row : rows)
+    table.row({printable(opened.model.filename().string(), 40), row.name, text("%.2f \u00b1 %.2f", row.mean(), row.deviation()),
+               text("%.2f", row.bytes_per_second() / 1e9), bandwidth > 0 ? text("%.0f %%", 100 * row.bytes_per_second() / bandwidth) : "-",
+               format_bytes(rss)});
+  return f.csv ? table.csv() : f.markdown ? table.markdown() : table.plain();
+}
+
+Result<int> run(BenchFlags& f) {
+  FTH_RETURN_IF_ERROR(take_positional_model(f, f.engine));
+  if (f.repetitions < 1 || f.warmup < 0) return fail(Code::invalid_argument, "-r must be 1 or more and --warmup 0 or more");
+  if (int{f.json} + int{f.markdown} + int{f.csv} > 1) return fail(Code::invalid_argument, "use one of --json, --md and --csv");
+  FTH_RETURN_IF_ERROR(parse_counts("--pp", f.pp));
+  FTH_RETURN_IF_ERROR(parse_counts("--tg", f.tg));
+  std::vector<int32_t> ids;
+  if (!f.tokens.empty()) {
+    FTH_ASSIGN_OR_RETURN(ids, read_tokens(f.tokens));
+  }
+  FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f, Depth::weights, f.refresh));
+  FTH_ASSIGN_OR_RETURN(std::vector<Row> rows, f.tokens.empty() ? random_rows(f, *opened.engine) : file_rows(f, *opened.engine, ids));
+  if (rows.empty()) return fail(Code::invalid_argument, "nothing to measure: give --pp or --tg a number");
+  watch_interrupts(SecondPress::ends_the_program);
+  FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
+  {
+    Progress bar("measuring", Progress::Unit::tokens, !f.quiet);
+    uint64_t total = 0, done = 0;
+    for (const Row& row : rows) total += row.ids.size() * static_cast<uint64_t>(f.repetitions + f.warmup);
+    for (Row& row : rows) {
+      for (int64_t r = -f.warmup; r < f.repetitions; ++r) {
+        FTH_RETURN_IF_ERROR(repeat_once(session, row, r >= 0));
+        bar.update(done += row.ids.size(), total);
+      }
+    }
+  }
+  const uint64_t rss = peak_rss();
+  if (f.json) {
+    FTH_RETURN_IF_ERROR(put(json_text(bench_json(f, opened, rows, rss))));
+    return 0;
+  }
+  FTH_RETURN_IF_ERROR(put(bench_table(f, opened, rows, rss)));
+  if (f.quiet) return 0;
+  Registry& registry = opened.engine->registry();
+  say(text("%s, %s, %u threads, %s; %lld repetitions", opened.profile.cpu.c_str(), isa_of(registry).c_str(), registry.pool().n_threads(),
+           f.tokens.empty() ? "random tokens" : f.tokens.c_str(), static_cast<long long>(f.repetitions)));
+  const double predicted = opened.engine->plan().tokens_per_second();
+  for (const Row& row : rows)
+    if (row.decode && predicted > 0)
+      say(text("%s: the plan expected %.1f tok/s, measured are %.0f %% of it", row.name.c_str(), predicted, 100 * row.mean() / predicted));
+  return 0;
+}
+
+}  // namespace
+
+const Command kBench = make_command<BenchFlags, describe, run>("bench", "measure prefill and decode speed", kHelp, "MODEL");
+
+}  // namespace fth::cli

@@ -1,0 +1,197 @@
+// Measuring, and the cache file. The file is one entry per (CPU model, threads, L3 size): a machine image that moves to other hardware measures anew.
+
+#include "tools/cli/machine_profile.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <optional>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+#include "core/base/bytes.h"
+#include "core/device/registry.h"
+#include "tools/cli/bandwidth.h"
+#include "tools/cli/machine.h"
+#include "tools/cli/output.h"
+
+namespace fth::cli {
+
+namespace {
+
+namespace json = boost::json;
+using Clock = std::chrono::steady_clock;
+
+std::filesystem::path cache_file() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && *cache == '/') return std::filesystem::path(cache) / "forethought/machine.json";
+  const char* home = std::getenv("HOME");
+  if (home != nullptr && *home == '/') return std::filesystem::path(home) / ".cache/forethought/machine.json";
+  return {};
+}
+
+bool plausible(double bytes_per_second) { return bytes_per_second > 1e8 && bytes_per_second < 1e14; }
+
+json::array read_entries(const std::filesystem::path& path) {
+  std::ifstream in(path);
+  std::stringstream content;
+  content << in.rdbuf();
+  json::error_code error;
+  const json::value root = json::parse(content.str(), error);
+  const json::object* object = error ? nullptr : root.if_object();
+  const json::value* entries = object == nullptr ? nullptr : object->if_contains("machines");
+  return entries != nullptr && entries->is_array() ? entries->get_array() : json::array();
+}
+
+bool same_machine(const json::value& entry, const MachineProfile& machine, uint64_t l3) {
+  const json::object* o = entry.if_object();
+  if (o == nullptr) return false;
+  const json::value *cpu = o->if_contains("cpu"), *threads = o->if_contains("threads"), *cache = o->if_contains("l3_bytes");
+  return cpu != nullptr && cpu->is_string() && std::string_view(cpu->get_string()) == machine.cpu && threads != nullptr &&
+         threads->is_int64() && threads->get_int64() == static_cast<int64_t>(machine.threads) && cache != nullptr && cache->is_int64() &&
+         cache->get_int64() == static_cast<int64_t>(l3);
+}
+
+// A figure measured while other programs run is too low. It is used, and measured again at the first start on a quiet machine.
+bool machine_is_busy() {
+  double load = 0;
+  return ::getloadavg(&load, 1) == 1 && load > 0.5 * std::thread::hardware_concurrency();
+}
+
+// Written beside and renamed: two programs that start at once leave one whole file. A cache that cannot be written is only measured again.
+bool store(const std::filesystem::path& path, json::array entries, const MachineProfile& machine, uint64_t l3, bool busy) {
+  std::error_code error;
+  std::filesystem::create_directories(path.parent_path(), error);
+  for (auto it = entries.begin(); it != entries.end();) it = same_machine(*it, machine, l3) ? entries.erase(it) : it + 1;
+  entries.push_back({{"cpu", machine.cpu},
+                     {"threads", static_cast<int64_t>(machine.threads)},
+                     {"l3_bytes", static_cast<int64_t>(l3)},
+                     {"bytes_per_second", machine.bytes_per_second},
+                     {"busy", busy}});
+  auto temporary = path;
+  temporary += text(".%ld", static_cast<long>(::getpid()));
+  {
+    std::ofstream out(temporary);
+    out << json_text({{"machines", entries}});
+    if (!out) return false;
+  }
+  std::filesystem::rename(temporary, path, error);
+  return !error;
+}
+
+// Best pass over `bytes` of memory with n threads, in bytes per second; 0 when the memory cannot be had. Runs in the child.
+double measure(uint64_t bytes, uint32_t n) {
+  void* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return 0;
+  ::madvise(memory, bytes, MADV_HUGEPAGE);  // as few TLB misses as can be had; refused is fine
+  const std::span<uint64_t> words(static_cast<uint64_t*>(memory), bytes / sizeof(uint64_t));
+  const size_t share = words.size() / n;
+  const auto on_all = [&](auto&& body) {
+    std::vector<std::thread> threads;
+    for (uint32_t t = 1; t < n; ++t) threads.emplace_back([&body, part = words.subspan(t * share, share)] { body(part); });
+    body(words.subspan(0, share));
+    for (auto& thread : threads) thread.join();
+  };
+  on_all([](std::span<uint64_t> part) { std::fill(part.begin(), part.end(), 1); });
+  double best = 0;
+  uint64_t sums = 0;
+  const auto start = Clock::now();
+  for (int pass = 0; pass < 3 || (Clock::now() - start < std::chrono::milliseconds(150) && pass < 100); ++pass) {
+    std::vector<uint64_t> results(n, 0);
+    const auto began = Clock::now();
+    on_all([&](std::span<uint64_t> part) { results[static_cast<size_t>(part.data() - words.data()) / share] = sum_words(part); });
+    const double seconds = std::chrono::duration<double>(Clock::now() - began).count();
+    for (const uint64_t r : results) sums += r;
+    best = std::max(best, static_cast<double>(share * n * sizeof(uint64_t)) / seconds);
+  }
+  return sums == 0 ? 0 : best;  // the sums are used, so the loads are real
+}
+
+std::optional<double> measure_in_child(uint64_t bytes, uint32_t n, std::string& why_not) {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) {
+    why_not = std::string("pipe: ") + std::strerror(errno);
+    return std::nullopt;
+  }
+  const pid_t child = ::fork();
+  if (child == 0) {
+    double figure = 0;
+    try {
+      figure = measure(bytes, n);
+    } catch (...) {  // no thread or no memory: the parent reads 0
+    }
+    const ssize_t written = ::write(ends[1], &figure, sizeof figure);
+    ::_exit(written == static_cast<ssize_t>(sizeof figure) ? 0 : 1);
+  }
+  ::close(ends[1]);
+  double figure = 0;
+  ssize_t got = -1;
+  if (child > 0) {
+    do got = ::read(ends[0], &figure, sizeof figure);
+    while (got < 0 && errno == EINTR);
+    while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
+    }
+  }
+  ::close(ends[0]);
+  if (child < 0) {
+    why_not = std::string("fork: ") + std::strerror(errno);
+  } else if (got != static_cast<ssize_t>(sizeof figure) || !plausible(figure)) {
+    why_not = "the measuring process ended without a figure";
+  } else {
+    return figure;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+MachineProfile machine_profile(uint32_t n_threads, bool refresh) {
+  MachineProfile out;
+  out.cpu = cpu_model();
+  out.threads = n_threads > 0 ? n_threads : usable_cores();
+  const uint64_t l3 = l3_bytes();
+  const bool busy = machine_is_busy();
+  const auto path = cache_file();
+  const json::array entries = path.empty() ? json::array() : read_entries(path);
+  if (!refresh) {
+    for (const auto& entry : entries) {
+      if (!same_machine(entry, out, l3)) continue;
+      const json::value* figure = entry.get_object().if_contains("bytes_per_second");
+      if (figure == nullptr || !figure->is_double() || !plausible(figure->get_double())) continue;
+      const json::value* was_busy = entry.get_object().if_contains("busy");
+      if (was_busy != nullptr && was_busy->is_bool() && was_busy->get_bool() && !busy) continue;
+      out.bytes_per_second = figure->get_double();
+      out.note = "measured before, kept in " + path.string();
+      return out;
+    }
+  }
+  // Four times the last-level cache, so that it answers from memory; not more than touching it is worth on machines with huge shared caches.
+  const uint64_t bytes = std::clamp<uint64_t>(4 * l3, 256 * kMiB, kGiB);
+  if (const uint64_t free = read_memory().free_for_us(); free < 4 * bytes) {
+    out.note = "memory bandwidth not measured: " + format_bytes(free) + " free, measuring wants " + format_bytes(4 * bytes);
+    return out;
+  }
+  std::string why_not;
+  const auto figure = measure_in_child(bytes, out.threads, why_not);
+  if (!figure) {
+    out.note = "memory bandwidth not measured: " + why_not;
+    return out;
+  }
+  out.bytes_per_second = *figure;
+  const bool stored = !path.empty() && store(path, entries, out, l3, busy);
+  out.note = busy ? "measured now on a busy machine" : "measured now";
+  out.note += stored ? ", kept in " + path.string() : "; it cannot be kept, set XDG_CACHE_HOME to a folder that can be written";
+  return out;
+}
+
+}  // namespace fth::cli

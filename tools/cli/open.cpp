@@ -1,0 +1,140 @@
+// The environment's part of the options is read here: FORETHOUGHT_MODEL, FORETHOUGHT_PLUGIN_PATH.
+
+#include "tools/cli/open.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "tools/cli/machine.h"
+#include "tools/cli/output.h"
+#include "tools/cli/progress.h"
+
+namespace fth::cli {
+
+void Log::receive(void* self, int32_t level, const char* message) {
+  auto& log = *static_cast<Log*>(self);
+  const std::string line = printable(message);
+  if (level <= FTH_LOG_WARNING ? !log.quiet_ || level == FTH_LOG_ERROR : log.verbose_) say("forethought: " + line);
+  const std::lock_guard lock(log.mutex_);
+  constexpr size_t kMost = 1000;  // a plugin that talks without end
+  if (log.lines_.size() == kMost) log.lines_.pop_front();
+  log.lines_.push_back(line);
+}
+
+std::vector<std::string> Log::lines() const {
+  const std::lock_guard lock(mutex_);
+  return {lines_.begin(), lines_.end()};
+}
+
+Result<std::filesystem::path> find_model(const std::string& given) {
+  std::filesystem::path path = given;
+  const char* environment = std::getenv("FORETHOUGHT_MODEL");
+  if (path.empty() && environment != nullptr) path = environment;
+  std::error_code error;
+  if (!path.empty()) {
+    if (!std::filesystem::exists(path, error))
+      return fail(Code::not_found,
+                  "model " + path.string() + ": no such file" + (given.empty() ? " (from FORETHOUGHT_MODEL)" : "; check -m"));
+    return path;
+  }
+  constexpr const char* kBundled = "tiny-smallthinker-q4_0.gguf";
+  const auto folder = program_folder();
+  for (const auto& place : {folder / kBundled, folder / "../share/forethought" / kBundled})
+    if (std::filesystem::exists(place, error)) return place.lexically_normal();
+  return fail(Code::not_found, "no model: give one with -m FILE or FORETHOUGHT_MODEL; the bundled one is not in " + folder.string());
+}
+
+Result<std::vector<Override>> parse_overrides(const std::vector<std::string>& given) {
+  std::vector<Override> out;
+  for (const std::string& pair : given) {
+    const size_t at = pair.find('=');
+    if (at == std::string::npos || at == 0)
+      return fail(Code::invalid_argument, "--override " + pair + ": write KEY=VALUE, such as context_length=8192");
+    out.push_back({pair.substr(0, at), pair.substr(at + 1)});
+  }
+  return out;
+}
+
+Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log) {
+  RegistryOptions out;
+  if (flags.threads < 0 || flags.threads > 1024)
+    return fail(Code::invalid_argument, text("--threads %lld: must be 1 to 1024", static_cast<long long>(flags.threads)));
+  if (flags.cpu_only && !flags.plugins.empty())
+    return fail(Code::invalid_argument, "--plugin and --cpu-only exclude each other: with --cpu-only no plugin is opened");
+  if (flags.cpu_isa.find_first_of(",=") != std::string::npos)
+    return fail(Code::invalid_argument, "--cpu-isa " + flags.cpu_isa + ": must be a name; `forethought devices -v` lists them");
+  out.n_threads = static_cast<uint32_t>(flags.threads);
+  out.builtin_only = flags.cpu_only;
+  for (const std::string& path : flags.plugins) out.plugin_paths.emplace_back(path);
+  if (const char* list = std::getenv("FORETHOUGHT_PLUGIN_PATH"); list != nullptr) {
+    std::string_view rest = list;
+    while (!rest.empty()) {
+      const size_t end = std::min(rest.find(':'), rest.size());
+      if (end > 0) out.plugin_paths.emplace_back(rest.substr(0, end));
+      rest.remove_prefix(std::min(end + 1, rest.size()));
+    }
+  }
+  if (profile.bytes_per_second > 0) out.cpu_options = text("bytes_per_second=%.6g", profile.bytes_per_second);
+  if (!flags.cpu_isa.empty()) out.cpu_options += (out.cpu_options.empty() ? "isa=" : ",isa=") + flags.cpu_isa;
+  out.log = &Log::receive;
+  out.log_self = &log;
+  return out;
+}
+
+namespace {
+
+Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProfile& profile, Log& log) {
+  EngineOptions out;
+  FTH_ASSIGN_OR_RETURN(out.overrides, parse_overrides(flags.overrides));
+  FTH_ASSIGN_OR_RETURN(out.registry, registry_options(flags, profile, log));
+  if (flags.ctx < 0) return fail(Code::invalid_argument, text("--ctx %lld: must be positive", static_cast<long long>(flags.ctx)));
+  if (flags.ubatch < 1 || flags.ubatch > 512)
+    return fail(Code::invalid_argument, text("-ub %lld: must be 1 to 512", static_cast<long long>(flags.ubatch)));
+  const auto kv = dtype_from_name(flags.kv_type);
+  if (!kv || (*kv != DType::f16 && *kv != DType::f32))
+    return fail(Code::invalid_argument, "--kv-type " + flags.kv_type + ": must be f16 or f32");
+  if (!flags.ram.empty()) {
+    FTH_ASSIGN_OR_RETURN(out.ram_budget, parse_size("--ram", flags.ram));
+  }
+  if (!flags.vram.empty()) {
+    FTH_ASSIGN_OR_RETURN(out.vram_budget, parse_size("--vram", flags.vram));
+  }
+  for (const std::string& rule : flags.places) {
+    const size_t at = rule.rfind('=');
+    if (at == std::string::npos || at == 0 || at + 1 == rule.size())
+      return fail(Code::invalid_argument, "--place " + rule + ": write PATTERN=DEVICE, such as 'layer.*.attention=cpu'");
+    out.rules.push_back({rule.substr(0, at), rule.substr(at + 1)});
+  }
+  out.n_ctx = flags.ctx;
+  out.ubatch = flags.ubatch;
+  out.kv_dtype = *kv;
+  out.cpu_only = flags.cpu_only;
+  out.device = flags.device;
+  out.bytes_per_second = profile.bytes_per_second;
+  return out;
+}
+
+}  // namespace
+
+Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth, bool refresh) {
+  Opened out;
+  out.log = std::make_unique<Log>(common);
+  FTH_RETURN_IF_ERROR(engine_options(flags, {}, *out.log));  // a wrong option is said before anything is measured
+  FTH_ASSIGN_OR_RETURN(out.model, find_model(flags.model));
+  out.profile = machine_profile(static_cast<uint32_t>(flags.threads), refresh);
+  if (common.verbose)
+    say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
+        out.profile.note);
+  FTH_ASSIGN_OR_RETURN(auto options, engine_options(flags, out.profile, *out.log));
+  options.model = out.model;
+  options.plan_only = depth == Depth::plan_only;
+  Progress bar("loading", Progress::Unit::bytes, !common.quiet);
+  options.on_load = [&bar](uint64_t done, uint64_t total) { bar.update(done, total); };
+  FTH_ASSIGN_OR_RETURN(out.engine, Engine::open(options));
+  bar.clear();
+  if (!common.quiet)
+    for (const std::string& note : out.engine->model().notes) say("note: " + printable(note));
+  return out;
+}
+
+}  // namespace fth::cli

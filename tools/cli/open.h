@@ -1,0 +1,47 @@
+#pragma once
+// From options to an open engine: which model, the measured bandwidth, the log of the devices, the progress bar.
+
+#include <deque>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/engine/engine.h"
+#include "tools/cli/flags.h"
+#include "tools/cli/machine_profile.h"
+
+namespace fth::cli {
+
+// What backends say while they are found and opened. Errors and warnings go to standard error at once, the rest is kept for -v and reports.
+class Log {
+ public:
+  explicit Log(const CommonFlags& common) : verbose_(common.verbose), quiet_(common.quiet) {}
+  static void receive(void* self, int32_t level, const char* message);  // RegistryOptions.log; from any thread
+  std::vector<std::string> lines() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::deque<std::string> lines_;
+  bool verbose_, quiet_;
+};
+
+// -m, then FORETHOUGHT_MODEL, then the bundled model. not_found when there is none of them.
+Result<std::filesystem::path> find_model(const std::string& given);
+Result<std::vector<Override>> parse_overrides(const std::vector<std::string>& given);
+// `log` must outlive the registry.
+Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log);
+
+struct Opened {
+  std::unique_ptr<Log> log;  // first: the engine's devices write to it until they are gone
+  MachineProfile profile;
+  std::filesystem::path model;
+  std::unique_ptr<Engine> engine;
+};
+
+enum class Depth { plan_only, weights };
+// Measures the machine first if that has not been done, in a child process: call before any thread exists.
+Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth = Depth::weights, bool refresh = false);
+
+}  // namespace fth::cli

@@ -1,0 +1,79 @@
+// Speeds never stand without the bytes they moved: tok/s, GB/s and the share of what the memory can do.
+
+#include "tools/cli/report.h"
+
+#include <boost/json.hpp>
+#include <set>
+
+#include "core/base/bytes.h"
+#include "tools/cli/machine.h"
+#include "tools/cli/output.h"
+
+namespace fth::cli {
+
+double per_second(double amount, double seconds) { return seconds > 0 ? amount / seconds : 0; }
+
+std::string segment_table(const Stats& stats) {
+  Table table("llrrr", {"device", "segment", "runs", "time", "read"});
+  for (const SegmentTime& s : stats.segments)
+    table.row({s.device, s.kind, std::to_string(s.count), text("%.1f ms", 1e3 * s.seconds),
+               s.bytes > 0 ? format_rate(per_second(static_cast<double>(s.bytes), s.seconds)) : "-"});
+  return table.empty() ? "" : table.plain("  ");
+}
+
+std::vector<std::string> device_names(const Plan& plan) {
+  std::set<size_t> used;
+  for (const Placement& p : plan.placements) used.insert(p.device);
+  std::vector<std::string> out;
+  for (const size_t d : used) out.push_back(plan.devices[d].name);
+  return out;
+}
+
+std::string devices_used(const Plan& plan) {
+  std::string out;
+  for (const std::string& name : device_names(plan)) out += (out.empty() ? "" : ", ") + name;
+  return out;
+}
+
+std::string summary_line(const Opened& opened, const Stats& stats) {
+  const double rate = per_second(static_cast<double>(stats.decode_bytes), stats.decode_seconds);
+  std::string out = text("prompt %lld tokens %.1f tok/s", static_cast<long long>(stats.prompt_tokens),
+                         per_second(static_cast<double>(stats.prompt_tokens), stats.prompt_seconds));
+  out += text(" | decode %lld tokens %.1f tok/s", static_cast<long long>(stats.decode_tokens),
+              per_second(static_cast<double>(stats.decode_tokens), stats.decode_seconds));
+  out += " | " + format_rate(rate);
+  if (opened.profile.bytes_per_second > 0) out += text(", %.0f %% of memory bandwidth", 100 * rate / opened.profile.bytes_per_second);
+  return out + " | peak RSS " + format_bytes(peak_rss()) + " | " + devices_used(opened.engine->plan());
+}
+
+std::string refusal_lines(const Plan& plan) {
+  std::string out;
+  for (const Refusal& r : plan.refusals) out += "  " + printable(r.subject) + ": " + printable(r.reason) + '\n';
+  return out;
+}
+
+boost::json::object stats_json(const Opened& opened, const Stats& stats) {
+  const double rate = per_second(static_cast<double>(stats.decode_bytes), stats.decode_seconds);
+  boost::json::object out{
+      {"prompt_tokens", stats.prompt_tokens},
+      {"reused_tokens", stats.reused_tokens},
+      {"decode_tokens", stats.decode_tokens},
+      {"prompt_seconds", stats.prompt_seconds},
+      {"decode_seconds", stats.decode_seconds},
+      {"prompt_tok_s", per_second(static_cast<double>(stats.prompt_tokens), stats.prompt_seconds)},
+      {"decode_tok_s", per_second(static_cast<double>(stats.decode_tokens), stats.decode_seconds)},
+      {"decode_bytes", stats.decode_bytes},
+      {"copied_bytes", stats.copied_bytes},
+      {"gb_s", rate / 1e9},
+      {"peak_rss_bytes", peak_rss()},
+      {"devices", boost::json::value_from(device_names(opened.engine->plan()))},
+  };
+  if (opened.profile.bytes_per_second > 0) out["bandwidth_share"] = rate / opened.profile.bytes_per_second;
+  boost::json::array segments;
+  for (const SegmentTime& s : stats.segments)
+    segments.push_back({{"device", s.device}, {"kind", s.kind}, {"count", s.count}, {"seconds", s.seconds}, {"bytes", s.bytes}});
+  out["segments"] = std::move(segments);
+  return out;
+}
+
+}  // namespace fth::cli

@@ -1,0 +1,24 @@
+#pragma once
+// What a run says at its end: what ran where, and one line of speeds. The same figures as JSON.
+
+#include <boost/json/object.hpp>
+#include <string>
+
+#include "tools/cli/open.h"
+
+namespace fth::cli {
+
+// "cpu  attention  240  12.1 ms  9.31 GB/s", a row for each device and kind of segment. Empty when nothing ran.
+std::string segment_table(const Stats& stats);
+// One line: prompt and decode tok/s, GB/s and its share of the measured bandwidth, peak RSS, devices.
+std::string summary_line(const Opened& opened, const Stats& stats);
+// For each refusal of the plan: "vulkan:0: software device".
+std::string refusal_lines(const Plan& plan);
+
+boost::json::object stats_json(const Opened& opened, const Stats& stats);
+// The devices that the plan uses, "cpu, vulkan:0".
+std::string devices_used(const Plan& plan);
+std::vector<std::string> device_names(const Plan& plan);
+double per_second(double amount, double seconds);  // 0 when no time has passed
+
+}  // namespace fth::cli
