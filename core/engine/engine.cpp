@@ -121,6 +121,7 @@ Result<> Engine::Impl::decide() {
     return fail(Code::invalid_argument, "ubatch of " + std::to_string(options.ubatch) + " tokens: 1 to 512 are possible");
   if (options.kv_dtype != DType::f16 && options.kv_dtype != DType::f32)
     return fail(Code::invalid_argument, "KV cache type " + std::string(name(options.kv_dtype)) + ": f16 and f32 are possible");
+  options.ubatch = std::min(options.ubatch, options.n_ctx);
   shapes = {options.kv_dtype, options.n_ctx, bucket_for(options.ubatch)};
 
   std::vector<PlanDevice> devices;

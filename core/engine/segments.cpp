@@ -116,8 +116,8 @@ uint64_t Segment::weight_bytes() const {
 }
 
 int64_t kv_cells(const Layer& layer, const SegmentShapes& shapes) {
-  if (layer.window == 0 || layer.window >= shapes.n_ctx) return shapes.n_ctx;
-  return layer.window + shapes.max_bucket - 1;
+  const int64_t all = std::max(shapes.n_ctx, shapes.max_bucket);  // a whole bucket has to fit, also in a context shorter than it
+  return layer.window == 0 ? all : std::min(all, layer.window + shapes.max_bucket - 1);
 }
 
 Segment embed_segment(const Model& model, int64_t n_tokens) {

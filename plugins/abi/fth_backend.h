@@ -19,12 +19,23 @@ extern "C" {
 
 typedef int32_t fth_code; /* values of the canonical (absl) status codes */
 enum {
-  FTH_OK = 0, FTH_CANCELLED = 1, FTH_INVALID_ARGUMENT = 3, FTH_NOT_FOUND = 5, FTH_RESOURCE_EXHAUSTED = 8, FTH_FAILED_PRECONDITION = 9,
-  FTH_OUT_OF_RANGE = 11, FTH_UNIMPLEMENTED = 12, FTH_INTERNAL = 13, FTH_UNAVAILABLE = 14, FTH_DATA_LOSS = 15
+  FTH_OK = 0,
+  FTH_CANCELLED = 1,
+  FTH_INVALID_ARGUMENT = 3,
+  FTH_NOT_FOUND = 5,
+  FTH_RESOURCE_EXHAUSTED = 8,
+  FTH_FAILED_PRECONDITION = 9,
+  FTH_OUT_OF_RANGE = 11,
+  FTH_UNIMPLEMENTED = 12,
+  FTH_INTERNAL = 13,
+  FTH_UNAVAILABLE = 14,
+  FTH_DATA_LOSS = 15
 };
 
 /* Caller-owned; the callee writes it only when it returns other than FTH_OK. */
-typedef struct fth_error { char message[256]; } fth_error;
+typedef struct fth_error {
+  char message[256];
+} fth_error;
 
 typedef struct fth_device fth_device; /* opaque, made and freed by the plugin */
 typedef struct fth_buffer fth_buffer;
@@ -37,16 +48,23 @@ enum { FTH_LOG_ERROR = 0, FTH_LOG_WARNING = 1, FTH_LOG_INFO = 2, FTH_LOG_DEBUG =
 typedef struct fth_host {
   uint32_t struct_size;
   uint32_t n_threads; /* workers that parallel_for uses, the caller included */
-  void *self;
-  void (*log)(void *self, int32_t level, const char *message);
+  void* self;
+  void (*log)(void* self, int32_t level, const char* message);
   /* Runs body(arg, i) once for each i in [0, n) on the host's pool, in any order and at once; returns when all are done, with all writes
    * visible. `body` must not throw and must not call parallel_for. n may be larger than n_threads: chunks are taken as threads come free. */
-  void (*parallel_for)(void *self, uint32_t n, void (*body)(void *arg, uint32_t i), void *arg);
+  void (*parallel_for)(void* self, uint32_t n, void (*body)(void* arg, uint32_t i), void* arg);
 } fth_host;
 
 enum { /* element types; quantised blocks as GGUF stores them: core/base/dtype.h */
-  FTH_DTYPE_F32 = 0, FTH_DTYPE_F16 = 1, FTH_DTYPE_BF16 = 2, FTH_DTYPE_Q8_0 = 3, FTH_DTYPE_Q4_0 = 4, FTH_DTYPE_Q4_1 = 5,
-  FTH_DTYPE_Q6_K = 6, FTH_DTYPE_Q4_K = 7, FTH_DTYPE_I32 = 8
+       FTH_DTYPE_F32 = 0,
+       FTH_DTYPE_F16 = 1,
+       FTH_DTYPE_BF16 = 2,
+       FTH_DTYPE_Q8_0 = 3,
+       FTH_DTYPE_Q4_0 = 4,
+       FTH_DTYPE_Q4_1 = 5,
+       FTH_DTYPE_Q6_K = 6,
+       FTH_DTYPE_Q4_K = 7,
+       FTH_DTYPE_I32 = 8
 };
 
 enum {
@@ -94,9 +112,9 @@ enum {
 typedef struct fth_segment { /* what is placed, compiled and timed as one unit: a straight list of ops in order */
   uint32_t struct_size;
   uint32_t n_tensors, n_ops, n_scalars;
-  const char *name; /* "layer.3.attention.t1" */
-  const fth_tensor *tensors;
-  const fth_op *ops;
+  const char* name; /* "layer.3.attention.t1" */
+  const fth_tensor* tensors;
+  const fth_op* ops;
 } fth_segment;
 
 typedef struct fth_estimate {
@@ -107,7 +125,10 @@ typedef struct fth_estimate {
   uint64_t resident_bytes;  /* what the executable keeps beyond its bindings (baked weights) */
 } fth_estimate;
 
-typedef struct fth_binding { fth_buffer *buffer; uint64_t offset, bytes; } fth_binding;
+typedef struct fth_binding {
+  fth_buffer* buffer;
+  uint64_t offset, bytes;
+} fth_binding;
 
 enum { FTH_KIND_CPU = 1, FTH_KIND_GPU = 2, FTH_KIND_NPU = 3 };
 enum {
@@ -130,34 +151,34 @@ typedef struct fth_backend {
   const char *name, *build; /* "vulkan"; compiler, version and sanitizer: FTH_BUILD_STRING of the sdk */
 
   /* FTH_OK with *out = 0 means: driver present, no device. FTH_UNAVAILABLE with the reason: no driver. */
-  fth_code (*device_count)(uint32_t *out, fth_error *err);
+  fth_code (*device_count)(uint32_t* out, fth_error* err);
   /* options: "key=value,key=value" or NULL; an unknown key or value is FTH_INVALID_ARGUMENT that names it. */
-  fth_code (*open)(uint32_t index, const char *options, fth_device **out, fth_error *err);
-  void (*close)(fth_device *);
-  fth_code (*info)(fth_device *, fth_device_info *out, fth_error *err);
+  fth_code (*open)(uint32_t index, const char* options, fth_device** out, fth_error* err);
+  void (*close)(fth_device*);
+  fth_code (*info)(fth_device*, fth_device_info* out, fth_error* err);
 
-  fth_code (*alloc)(fth_device *, uint64_t bytes, fth_buffer **out, fth_error *err);
+  fth_code (*alloc)(fth_device*, uint64_t bytes, fth_buffer** out, fth_error* err);
   /* Wraps host memory that outlives the buffer. FTH_UNIMPLEMENTED when the device cannot read it in place. */
-  fth_code (*import_host)(fth_device *, void *p, uint64_t bytes, fth_buffer **out, fth_error *err);
-  void (*free)(fth_buffer *);
-  fth_code (*write)(fth_buffer *, uint64_t offset, const void *src, uint64_t bytes, fth_error *err);
-  fth_code (*read)(fth_buffer *, uint64_t offset, void *dst, uint64_t bytes, fth_error *err);
+  fth_code (*import_host)(fth_device*, void* p, uint64_t bytes, fth_buffer** out, fth_error* err);
+  void (*free)(fth_buffer*);
+  fth_code (*write)(fth_buffer*, uint64_t offset, const void* src, uint64_t bytes, fth_error* err);
+  fth_code (*read)(fth_buffer*, uint64_t offset, void* dst, uint64_t bytes, fth_error* err);
 
   /* The only declaration of support: FTH_OK with the cost, or FTH_UNIMPLEMENTED with a reason that names op, tensor and number. */
-  fth_code (*estimate)(fth_device *, const fth_segment *, fth_estimate *out, fth_error *err);
+  fth_code (*estimate)(fth_device*, const fth_segment*, fth_estimate* out, fth_error* err);
   /* weights: one binding per WEIGHT tensor, in tensor order; they must outlive the executable. The segment need not. */
-  fth_code (*compile)(fth_device *, const fth_segment *, const fth_binding *weights, uint32_t n_weights, fth_executable **out,
-                     fth_error *err);
-  void (*release)(fth_executable *);
+  fth_code (*compile)(fth_device*, const fth_segment*, const fth_binding* weights, uint32_t n_weights, fth_executable** out,
+                      fth_error* err);
+  void (*release)(fth_executable*);
   /* bindings: for each INPUT, OUTPUT, STATE and SLOTS tensor, in tensor order (SLOTS: dims[0] of them, unused ones all zero), then one for
    * the workspace if the estimate asked for any. They stay valid until wait returns. Allocates nothing. */
-  fth_code (*submit)(fth_executable *, const fth_binding *bindings, uint32_t n_bindings, const int64_t *scalars, fth_event **out,
-                    fth_error *err);
-  fth_code (*wait)(fth_event *, fth_error *err); /* blocks, then frees the event */
+  fth_code (*submit)(fth_executable*, const fth_binding* bindings, uint32_t n_bindings, const int64_t* scalars, fth_event** out,
+                     fth_error* err);
+  fth_code (*wait)(fth_event*, fth_error* err); /* blocks, then frees the event */
 } fth_backend;
 
 /* The one exported symbol. NULL if the plugin cannot serve this major version. `host` outlives the plugin. */
-typedef const fth_backend *(*fth_backend_query_fn)(uint32_t abi_major, const fth_host *host);
+typedef const fth_backend* (*fth_backend_query_fn)(uint32_t abi_major, const fth_host* host);
 #define FTH_BACKEND_QUERY_SYMBOL "fth_backend_query"
 #if defined(_WIN32)
 #define FTH_EXPORT __declspec(dllexport)

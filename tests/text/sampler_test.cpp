@@ -114,7 +114,7 @@ TEST(Sampler, TopPOverALargeVocabulary) {
         sum += std::exp(static_cast<double>(logits[static_cast<size_t>(order[i])]));
       }
       Sampler s = *Sampler::make({.temperature = 3, .top_p = top_p, .seed = 1});
-      for (int i = 0; i < 50; ++i) EXPECT_TRUE(allowed[static_cast<size_t>(s.sample(logits).value())]) << spread << " " << top_p;
+      for (int i = 0; i < 10; ++i) EXPECT_TRUE(allowed[static_cast<size_t>(s.sample(logits).value())]) << spread << " " << top_p;
     }
   }
 }

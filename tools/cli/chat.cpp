@@ -179,7 +179,10 @@ Result<int> run(ChatFlags& f) {
   std::string line;
   while (true) {
     const auto event = editor.read(line);
-    if (event == LineEditor::Event::end) break;
+    if (event == LineEditor::Event::end) {
+      if (editor.interactive()) say("");
+      break;
+    }
     if (event == LineEditor::Event::cancelled || line.empty()) continue;
     if (line.front() == '/') {
       if (!chat.command(line)) break;
@@ -189,7 +192,6 @@ Result<int> run(ChatFlags& f) {
     // With a pipe as input nobody waits for the next line: Ctrl-C means the program.
     if (!editor.interactive() && interrupted()) break;
   }
-  if (editor.interactive()) say("");
   return !editor.interactive() && interrupted() ? 130 : 0;
 }
 

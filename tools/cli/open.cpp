@@ -65,7 +65,12 @@ Result<RegistryOptions> registry_options(const DeviceFlags& flags, const Machine
     return fail(Code::invalid_argument, "--cpu-isa " + flags.cpu_isa + ": must be a name; `forethought devices -v` lists them");
   out.n_threads = static_cast<uint32_t>(flags.threads);
   out.builtin_only = flags.cpu_only;
-  for (const std::string& path : flags.plugins) out.plugin_paths.emplace_back(path);
+  // A relative path on the command line is the user's own choice; the registry refuses it, and one from the environment stays refused.
+  for (const std::string& path : flags.plugins) {
+    std::error_code error;
+    const auto absolute = std::filesystem::absolute(path, error);
+    out.plugin_paths.push_back(error ? std::filesystem::path(path) : absolute.lexically_normal());
+  }
   if (const char* list = std::getenv("FORETHOUGHT_PLUGIN_PATH"); list != nullptr) {
     std::string_view rest = list;
     while (!rest.empty()) {

@@ -18,6 +18,7 @@ constexpr int64_t kF = 4;
 inline F f_load(const void* p) { return vld1q_f32(static_cast<const float*>(p)); }
 inline F f_load_f16(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
 inline F f_load_bf16(const uint8_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16)); }
+inline F f_load_codes(const int8_t* p) { return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(load_as<uint32_t>(p)))))); }
 inline void f_store(float* p, F v) { vst1q_f32(p, v); }
 inline void f_store_f16(uint16_t* p, F v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
 inline F f_set(float v) { return vdupq_n_f32(v); }
@@ -88,6 +89,18 @@ inline Codes group_codes(Q6_K, const uint8_t* row, int64_t b) {
     c.half[i] = vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(low, vshlq_n_u8(high, 4))), vdupq_n_s8(32));
   }
   return c;
+}
+
+template <class Q>
+inline void store_signed(Q q, const uint8_t* row, int64_t b, int8_t* out) {
+  const Codes codes = group_codes(q, row, b);
+  vst1q_s8(out, codes.half[0]);
+  vst1q_s8(out + 16, codes.half[1]);
+}
+inline void store_signed(Q4_0 q, const uint8_t* row, int64_t b, int8_t* out) {
+  const Codes codes = group_codes(q, row, b);
+  vst1q_s8(out, vsubq_s8(codes.half[0], vdupq_n_s8(8)));
+  vst1q_s8(out + 16, vsubq_s8(codes.half[1], vdupq_n_s8(8)));
 }
 
 // Panels: vector i of `out` holds bytes 4i .. 4i + 3 of every row.

@@ -134,6 +134,15 @@ void axpy_float(int64_t k, float a, const void* row, float* y) {
   for (int64_t i = 0; i < k; ++i) y[i] += a * W::at(static_cast<const uint8_t*>(row), i);
 }
 
+template <class Q>
+void axpy(int64_t k, float a, const void* row, float* y) {
+  for (int64_t b = 0; b < k / 32; ++b) {
+    float v[32];
+    Q::values(static_cast<const uint8_t*>(row), b, v);
+    for (int j = 0; j < 32; ++j) y[b * 32 + j] += a * v[j];
+  }
+}
+
 constexpr int64_t kAttentionBlock = 64;
 
 template <class W>

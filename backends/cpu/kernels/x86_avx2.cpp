@@ -15,6 +15,9 @@ constexpr int64_t kF = 8;
 inline F f_load(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
 inline F f_load_f16(const uint8_t* p) { return _mm256_cvtph_ps(load128(p)); }
 inline F f_load_bf16(const uint8_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(p)), 16)); }
+inline F f_load_codes(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 inline void f_store(float* p, F v) { _mm256_storeu_ps(p, v); }
 inline void f_store_f16(uint16_t* p, F v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -192,7 +192,8 @@ Result<Value> splitlines(const Call& call) {
 }
 
 Result<Value> indent(const Call& call) {
-  FTH_ASSIGN_OR_RETURN(std::string text, self_text(call));
+  if (call.self.text() == nullptr) return type_error("indent: expected a str, not '" + std::string(type_name(call.self)) + "'");
+  std::string text = *call.self.text();
   text += '\n';  // makes an empty last line count
   std::string margin(4, ' ');
   if (call.args[0] != nullptr && call.args[0]->text() != nullptr) {
