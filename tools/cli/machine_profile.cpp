@@ -62,7 +62,7 @@ bool same_machine(const json::value& entry, const MachineProfile& machine, uint6
          cache->get_int64() == static_cast<int64_t>(l3);
 }
 
-// A figure measured while other programs run is too low. It is used, and measured again at the first start on a quiet machine.
+// A figure measured while other programs run is too low: it is measured again at each start, and the best kept, until one comes from a quiet machine.
 bool machine_is_busy() {
   double load = 0;
   return ::getloadavg(&load, 1) == 1 && load > 0.5 * std::thread::hardware_concurrency();
@@ -163,13 +163,17 @@ MachineProfile machine_profile(uint32_t n_threads, bool refresh) {
   const bool busy = machine_is_busy();
   const auto path = cache_file();
   const json::array entries = path.empty() ? json::array() : read_entries(path);
+  double known = 0;
   if (!refresh) {
     for (const auto& entry : entries) {
       if (!same_machine(entry, out, l3)) continue;
       const json::value* figure = entry.get_object().if_contains("bytes_per_second");
       if (figure == nullptr || !figure->is_double() || !plausible(figure->get_double())) continue;
       const json::value* was_busy = entry.get_object().if_contains("busy");
-      if (was_busy != nullptr && was_busy->is_bool() && was_busy->get_bool() && !busy) continue;
+      if (was_busy != nullptr && was_busy->is_bool() && was_busy->get_bool()) {
+        known = std::max(known, figure->get_double());
+        continue;
+      }
       out.bytes_per_second = figure->get_double();
       out.note = "measured before, kept in " + path.string();
       return out;
@@ -187,7 +191,7 @@ MachineProfile machine_profile(uint32_t n_threads, bool refresh) {
     out.note = "memory bandwidth not measured: " + why_not;
     return out;
   }
-  out.bytes_per_second = *figure;
+  out.bytes_per_second = std::max(known, *figure);
   const bool stored = !path.empty() && store(path, entries, out, l3, busy);
   out.note = busy ? "measured now on a busy machine" : "measured now";
   out.note += stored ? ", kept in " + path.string() : "; it cannot be kept, set XDG_CACHE_HOME to a folder that can be written";
