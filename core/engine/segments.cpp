@@ -116,8 +116,9 @@ uint64_t Segment::weight_bytes() const {
 }
 
 int64_t kv_cells(const Layer& layer, const SegmentShapes& shapes) {
-  const int64_t all = std::max(shapes.n_ctx, shapes.max_bucket);  // a whole bucket has to fit, also in a context shorter than it
-  return layer.window == 0 ? all : std::min(all, layer.window + shapes.max_bucket - 1);
+  // A whole bucket has to fit, also in a context shorter than it. A window as long as the context is none.
+  if (layer.window == 0 || layer.window >= shapes.n_ctx) return std::max(shapes.n_ctx, shapes.max_bucket);
+  return layer.window + shapes.max_bucket - 1;
 }
 
 Segment embed_segment(const Model& model, int64_t n_tokens) {

@@ -7,9 +7,11 @@ import hashlib
 import pathlib
 import subprocess
 import sys
+import tempfile
 import unittest
 import zipfile
 
+import gguf
 import numpy as np
 
 from program import REFERENCE, logits, must, skip
@@ -57,11 +59,43 @@ def coarse_divergence(reference, ours):
     return (p * (log_p - log_q)).sum(1) + rest_p * np.log(rest_p / rest_q)
 
 
+def dequantize(source, target):
+    """The same model with its weights as F32, so that products are exact."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        value = field.contents()
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, field.types[0])
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        writer.add_tensor(tensor.name, values.reshape([int(n) for n in reversed(tensor.shape)]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 class SmolLM2(unittest.TestCase):
     def test_capital_of_france(self):
-        answer = must("run", "-m", MODEL, "-p", "What is the capital of France?", "-n", 24, "--temp", 0, "-q")
-        print(answer)
-        self.assertIn("Paris", answer)
+        """Through the file's own template. Its default system message is left to the exact test: there the lead of "The" over "L" is 0.08."""
+        for system in ("You are a helpful assistant.", "You are a helpful AI assistant."):
+            answer = must("run", "-m", MODEL, "--system", system, "-p", "What is the capital of France?", "-n", 24, "--temp", 0, "-q")
+            print(answer)
+            self.assertIn("Paris", answer)
+        answer = must("run", "-m", MODEL, "-p", "What is the capital of Germany?", "-n", 24, "--temp", 0, "-q")
+        self.assertIn("Berlin", answer)
+
+    def test_capital_of_france_in_exact_arithmetic(self):
+        with tempfile.TemporaryDirectory() as folder:
+            exact = pathlib.Path(folder) / "exact.gguf"
+            dequantize(MODEL, exact)
+            answer = must("run", "-m", exact, "-p", "What is the capital of France?", "-n", 24, "--temp", 0, "-q")
+            print(answer)
+            self.assertIn("Paris", answer)
 
     def test_greedy_text(self):
         tokens = FOLDER / "smollm2.tokens.txt"

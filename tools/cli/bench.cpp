@@ -226,7 +226,7 @@ Result<int> run(BenchFlags& f) {
   if (!f.tokens.empty()) {
     FTH_ASSIGN_OR_RETURN(ids, read_tokens(f.tokens));
   }
-  FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f, Depth::weights, f.refresh));
+  FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f, Depth::weights, f.refresh ? Measure::anew : Measure::again));
   FTH_ASSIGN_OR_RETURN(std::vector<Row> rows, f.tokens.empty() ? random_rows(f, *opened.engine) : file_rows(f, *opened.engine, ids));
   if (rows.empty()) return fail(Code::invalid_argument, "nothing to measure: give --pp or --tg a number");
   watch_interrupts(SecondPress::ends_the_program);

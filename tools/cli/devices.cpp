@@ -125,7 +125,7 @@ boost::json::object devices_json(Registry& registry, const MachineProfile& profi
 Result<int> run(DevicesFlags& f) {
   Log log(f);
   FTH_RETURN_IF_ERROR(registry_options(f.devices, {}, log));
-  const MachineProfile profile = machine_profile(static_cast<uint32_t>(f.devices.threads), f.refresh);
+  const MachineProfile profile = machine_profile(static_cast<uint32_t>(f.devices.threads), f.refresh ? Measure::anew : Measure::once);
   FTH_ASSIGN_OR_RETURN(const RegistryOptions options, registry_options(f.devices, profile, log));
   FTH_ASSIGN_OR_RETURN(const auto registry, Registry::open(options));
   FTH_RETURN_IF_ERROR(put(f.json ? json_text(devices_json(*registry, profile, log)) : devices_text(*registry, profile, log, f.verbose)));

@@ -155,7 +155,7 @@ std::optional<double> measure_in_child(uint64_t bytes, uint32_t n, std::string& 
 
 }  // namespace
 
-MachineProfile machine_profile(uint32_t n_threads, bool refresh) {
+MachineProfile machine_profile(uint32_t n_threads, Measure measure_when) {
   MachineProfile out;
   out.cpu = cpu_model();
   out.threads = n_threads > 0 ? n_threads : usable_cores();
@@ -164,13 +164,14 @@ MachineProfile machine_profile(uint32_t n_threads, bool refresh) {
   const auto path = cache_file();
   const json::array entries = path.empty() ? json::array() : read_entries(path);
   double known = 0;
-  if (!refresh) {
+  if (measure_when != Measure::anew) {
     for (const auto& entry : entries) {
       if (!same_machine(entry, out, l3)) continue;
       const json::value* figure = entry.get_object().if_contains("bytes_per_second");
       if (figure == nullptr || !figure->is_double() || !plausible(figure->get_double())) continue;
       const json::value* was_busy = entry.get_object().if_contains("busy");
-      if (was_busy != nullptr && was_busy->is_bool() && was_busy->get_bool()) {
+      const bool doubtful = was_busy != nullptr && was_busy->is_bool() && was_busy->get_bool();
+      if (doubtful || measure_when == Measure::again) {
         known = std::max(known, figure->get_double());
         continue;
       }

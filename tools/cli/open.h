@@ -42,6 +42,7 @@ struct Opened {
 
 enum class Depth { plan_only, weights };
 // Measures the machine first if that has not been done, in a child process: call before any thread exists.
-Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth = Depth::weights, bool refresh = false);
+Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth = Depth::weights,
+                           Measure measure = Measure::once);
 
 }  // namespace fth::cli
