@@ -27,7 +27,7 @@ struct BenchFlags : CommonFlags {
   EngineFlags engine;
   std::string pp = "512", tg = "128", tokens;
   int64_t repetitions = 5, warmup = 1;
-  bool markdown = false, csv = false, refresh = false;
+  bool markdown = false, csv = false;
 };
 
 void describe(BenchFlags& f, po::options_description& options) {
@@ -39,7 +39,7 @@ void describe(BenchFlags& f, po::options_description& options) {
       ("tokens", po::value(&f.tokens)->value_name("FILE"), "token ids to use; --tg tokens after the first --pp, in the same context")  //
       ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                                                   //
       ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                                                 //
-      ("refresh", po::bool_switch(&f.refresh), "measure the memory bandwidth again");
+      ;
   add_engine(f.engine, options);
   add_common(f, options, "print one JSON object");
 }
@@ -226,7 +226,7 @@ Result<int> run(BenchFlags& f) {
   if (!f.tokens.empty()) {
     FTH_ASSIGN_OR_RETURN(ids, read_tokens(f.tokens));
   }
-  FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f, Depth::weights, f.refresh ? Measure::anew : Measure::again));
+  FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f, Depth::weights, Measure::anew));
   FTH_ASSIGN_OR_RETURN(std::vector<Row> rows, f.tokens.empty() ? random_rows(f, *opened.engine) : file_rows(f, *opened.engine, ids));
   if (rows.empty()) return fail(Code::invalid_argument, "nothing to measure: give --pp or --tg a number");
   watch_interrupts(SecondPress::ends_the_program);

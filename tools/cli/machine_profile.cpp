@@ -171,7 +171,7 @@ MachineProfile machine_profile(uint32_t n_threads, Measure measure_when) {
       if (figure == nullptr || !figure->is_double() || !plausible(figure->get_double())) continue;
       const json::value* was_busy = entry.get_object().if_contains("busy");
       const bool doubtful = was_busy != nullptr && was_busy->is_bool() && was_busy->get_bool();
-      if (doubtful || measure_when == Measure::again) {
+      if (doubtful) {
         known = std::max(known, figure->get_double());
         continue;
       }

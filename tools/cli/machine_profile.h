@@ -14,11 +14,7 @@ struct MachineProfile {
   uint32_t threads = 0;
 };
 
-enum class Measure {
-  once,   // only when nothing is kept
-  again,  // always; the better of this and what is kept
-  anew    // always; what is kept is dropped
-};
+enum class Measure { once, anew };  // once: only when nothing is kept; anew: always, and kept
 
 // From $XDG_CACHE_HOME (or ~/.cache) /forethought/machine.json, measured and stored there when it is not in it. Never fails: `note` says why
 // the figure is missing. Measures in a forked child, so that this process's peak RSS stays its own: call it before any thread exists.

@@ -75,17 +75,15 @@ Result<ExprPtr> ExpressionParser::expression() {
 template <class Operand, class Joint>
 Result<ExprPtr> ExpressionParser::joined(ExprKind kind, Operand operand, Joint skip_joint) {
   FTH_ASSIGN_OR_RETURN(ExprPtr first, (this->*operand)());
-  ExprPtr node;
-  while (skip_joint()) {
-    if (node == nullptr) {
-      node = make(kind);
-      node->line = first->line;
-      FTH_RETURN_IF_ERROR(add(*node, std::move(first)));
-    }
+  if (!skip_joint()) return first;
+  ExprPtr node = make(kind);
+  node->line = first->line;
+  FTH_RETURN_IF_ERROR(add(*node, std::move(first)));
+  do {
     FTH_ASSIGN_OR_RETURN(ExprPtr next, (this->*operand)());
     FTH_RETURN_IF_ERROR(add(*node, std::move(next)));
-  }
-  return node == nullptr ? std::move(first) : std::move(node);
+  } while (skip_joint());
+  return node;
 }
 
 Result<ExprPtr> ExpressionParser::disjunction() {

@@ -184,7 +184,8 @@ Result<Value> Context::list(Values items, bool is_tuple) {
 Result<Value> Context::dict(std::vector<std::pair<Value, Value>> entries) {
   FTH_RETURN_IF_ERROR(charge(entries.size()));
   Dict dict;
-  for (auto& [key, value] : entries) {
+  auto taken = std::move(entries);
+  for (auto& [key, value] : taken) {
     if (key.dict() != nullptr || (key.list() != nullptr && !key.list()->is_tuple)) {
       return type_error("unhashable type: '" + std::string(type_name(key)) + "'");
     }
