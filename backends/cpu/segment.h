@@ -97,17 +97,20 @@ struct GluStep {
   int64_t width;
   bool silu;
 };
+// How down is stored, attr[2] of EXPERTS.
+enum class DownOrder : uint8_t { row_major, row_per_neuron, neuron_major };
 struct ExpertsStep {
   ValueId x, slot_begin, rows, y;
   uint32_t gate, up, down;  // Value::first_slot of each
   DType gate_type, up_type, down_type;
   int64_t max_tokens, max_slots, width, ff, top_k;
-  bool silu, down_by_neuron;
+  bool silu;
+  DownOrder order;
   // Scratch. Row i of the packed areas belongs to rows[i], so that the rows of one slot are adjacent.
   ValueId place;   // i32[N*K]: where row r stands in rows[], or -1
   ValueId x_q8;    // for quantised gate or up
   ValueId x_f32;   // for the others
-  ValueId hidden;  // Q8 rows of F values for a quantised row-major down, else f32[F]
+  ValueId hidden;  // Q8 rows of F values for a quantised down, but f32[F] for a row per neuron and for other types
 };
 struct CombineStep {
   ValueId x, y, weights, out;

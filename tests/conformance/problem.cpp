@@ -36,6 +36,42 @@ Problem::Segment Problem::segment() const {
 
 namespace {
 
+// Between row-major and neuron-major (fth_ops.def, EXPERTS), code by code.
+void move_neurons(Tensor& t, bool to_neuron_major) {
+  const DType type = static_cast<DType>(t.desc.dtype);
+  const int64_t e = t.desc.dims[1], f = t.desc.dims[2], block = kDTypes[t.desc.dtype].block_bytes;
+  if ((type != DType::q4_0 && type != DType::q8_0) || e % 32 != 0)
+    throw std::invalid_argument("by_neuron=2: q4_0 or q8_0, e a multiple of 32");
+  const std::vector<std::byte> src = t.data;
+  const auto move_nibble = [](std::byte from, bool from_high, std::byte& to, bool to_high) {
+    const std::byte code = (from_high ? from >> 4 : from) & std::byte{15};
+    to = to_high ? (to & std::byte{0x0f}) | code << 4 : (to & std::byte{0xf0}) | code;
+  };
+  for (int64_t slot = 0; slot < t.desc.dims[0]; ++slot)
+    for (int64_t r = 0; r < e; ++r)
+      for (int64_t j = 0; j < f; ++j) {
+        const int64_t base = slot * e * f / 32 * block, in_row = base + (r * (f / 32) + j / 32) * block;
+        const int64_t group = base + j / 32 * e * block, codes = group + 2 * e;
+        const auto move = [&](int64_t row_at, int64_t neuron_at, int64_t n) {
+          for (int64_t i = 0; i < n; ++i)
+            t.data[static_cast<size_t>((to_neuron_major ? neuron_at : row_at) + i)] =
+                src[static_cast<size_t>((to_neuron_major ? row_at : neuron_at) + i)];
+        };
+        move(in_row, group + 2 * r, 2);
+        if (type == DType::q8_0) {
+          move(in_row + 2 + j % 32, codes + j % 32 * e + r, 1);
+          continue;
+        }
+        const size_t row_at = static_cast<size_t>(in_row + 2 + j % 16),
+                     neuron_at = static_cast<size_t>(codes + j % 32 * (e / 2) + r / 32 * 16 + r % 16);
+        const bool row_high = j % 32 >= 16, neuron_high = r % 32 >= 16;
+        if (to_neuron_major)
+          move_nibble(src[row_at], row_high, t.data[neuron_at], neuron_high);
+        else
+          move_nibble(src[neuron_at], neuron_high, t.data[row_at], row_high);
+      }
+}
+
 class Builder {
  public:
   explicit Builder(const Case& c) : c_(c), random_(c.text) {
@@ -273,7 +309,8 @@ class Builder {
   uint16_t experts_op(uint16_t x, int64_t e, int64_t top_k, uint16_t role) {
     const int64_t f = c_.integer("f", 64), n_slots = c_.integer("slots", 4), used = c_.integer("used", n_slots),
                   idle = c_.integer("idle", 0);
-    const bool by_neuron = c_.integer("by_neuron", 0) != 0;
+    const int64_t down_order = c_.integer("by_neuron", 0);
+    const bool by_neuron = down_order == 1;
     const DType down_type = c_.dtype("wd", type());
     const int64_t open = used - idle;
     if (used > n_slots || open < 0) throw std::invalid_argument("used is at most slots, idle at most used");
@@ -283,6 +320,7 @@ class Builder {
                    up = weight("up", {n_slots, f, e}, type(), FTH_ROLE_SLOTS);
     const uint16_t down =
         weight("down", by_neuron ? std::vector<int64_t>{n_slots, f, e} : std::vector<int64_t>{n_slots, e, f}, down_type, FTH_ROLE_SLOTS);
+    if (down_order == 2) move_neurons(p_.tensors[down], true);
     std::vector<std::vector<int32_t>> of_slot(static_cast<size_t>(n_slots));
     std::vector<int64_t> order(static_cast<size_t>(open));
     for (int64_t i = 0; i < open; ++i) order[static_cast<size_t>(i)] = i + (i >= open / 2 ? idle : 0);  // idle ones in the middle
@@ -299,7 +337,7 @@ class Builder {
     data<int32_t>(begin)[n_slots] = at;
     p_.scalars[FTH_SCALAR_SLOTS] = used;
     const uint16_t y = tensor("y", role, DType::f32, {p_.bucket * top_k, e}, top_k);
-    op({FTH_OP_EXPERTS, {x, begin, list, gate, up, down}, {y}, {act(), static_cast<double>(top_k), by_neuron ? 1.0 : 0.0}});
+    op({FTH_OP_EXPERTS, {x, begin, list, gate, up, down}, {y}, {act(), static_cast<double>(top_k), static_cast<double>(down_order)}});
     return y;
   }
   void combine_op(uint16_t x, uint16_t y, int64_t e, int64_t k) {
@@ -442,6 +480,16 @@ Problem slice_slots(const Problem& all, int64_t begin, int64_t end) {
   }
   part.scalars[FTH_SCALAR_SLOTS] = end - begin;
   return part;
+}
+
+Problem with_row_major_down(const Problem& all) {
+  Problem p = all;
+  for (fth_op& o : p.ops) {
+    if (o.kind != FTH_OP_EXPERTS || o.attr[2] != 2) continue;
+    move_neurons(p.tensors[o.in[5]], false);
+    o.attr[2] = 0;
+  }
+  return p;
 }
 
 }  // namespace fth::conformance

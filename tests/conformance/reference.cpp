@@ -145,6 +145,15 @@ struct Interpreter {
     if (static_cast<uint64_t>(row) >= rows) throw std::out_of_range("reference: row");
     return dequantize(desc(t).dtype, last_dim(t), p.tensors[t].data.data() + static_cast<uint64_t>(row) * row_size(t));
   }
+  // Of output e and neuron f in a neuron-major matrix: for each 32 neurons the scales of all outputs, then the codes neuron by neuron.
+  double neuron_major_weight(uint16_t t, int64_t slot, int64_t e, int64_t f) const {
+    const int64_t outputs = desc(t).dims[1], block = kDTypes[desc(t).dtype].block_bytes;
+    const std::byte* group = p.tensors[t].data.data() + (slot * (last_dim(t) / 32) + f / 32) * outputs * block;
+    const std::byte* codes = group + outputs * 2;
+    if (desc(t).dtype == FTH_DTYPE_Q8_0) return half_at(group + e * 2) * load<int8_t>(codes + f % 32 * outputs + e);
+    const int b = byte_at(codes, f % 32 * (outputs / 2) + e / 32 * 16 + e % 16);
+    return half_at(group + e * 2) * ((e % 32 < 16 ? b & 15 : b >> 4) - 8);
+  }
   uint64_t row_size(uint16_t t) const {
     const DTypeTraits& d = kDTypes[desc(t).dtype];
     return static_cast<uint64_t>(last_dim(t)) / d.block * d.block_bytes;
@@ -259,6 +268,8 @@ struct Interpreter {
           const std::vector<double> row = weight_row(op.in[5], slot * ff + f);
           for (int64_t e = 0; e < width; ++e) y.at(r, e) += hidden[static_cast<size_t>(f)] * row[static_cast<size_t>(e)];
         }
+        for (int64_t e = 0; op.attr[2] == 2 && e < width; ++e)
+          for (int64_t f = 0; f < ff; ++f) y.at(r, e) += hidden[static_cast<size_t>(f)] * neuron_major_weight(op.in[5], slot, e, f);
         for (int64_t e = 0; op.attr[2] == 0 && e < width; ++e) {
           const std::vector<double> row = weight_row(op.in[5], slot * width + e);
           for (int64_t f = 0; f < ff; ++f) y.at(r, e) += hidden[static_cast<size_t>(f)] * row[static_cast<size_t>(f)];

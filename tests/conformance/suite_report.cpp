@@ -85,6 +85,8 @@ int run_support(const Backend& backend, const SuiteOptions& options) {
       {"experts down by neuron", "experts e=256 f=256 w=f32 wd=% by_neuron=1"},
   };
   constexpr std::pair<const char*, const char*> kOthers[] = {
+      {"experts down neuron-major, q4_0", "experts e=256 f=256 w=q4_0 by_neuron=2"},
+      {"experts down neuron-major, q8_0", "experts e=256 f=256 w=q8_0 by_neuron=2"},
       {"rms_norm", "rms_norm e=256"},
       {"rope neox", "rope h=2 d=64"},
       {"rope adjacent", "rope h=2 d=64 pairing=adjacent"},

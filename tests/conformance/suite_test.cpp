@@ -71,7 +71,12 @@ Result<std::string> check_property(const std::string& property, const Backend& b
     const std::string why = compare_bits(got, part);
     return why.empty() ? why : "slots in two submits: " + why;
   }
-  return fail(Code::invalid_argument, "same=" + property + ": need threads, tokens or slots");
+  if (property == "orders") {
+    FTH_ASSIGN_OR_RETURN(const Problem row_major, run_once(backend.device(), with_row_major_down(problem)));
+    const std::string why = compare_bits(got, row_major);
+    return why.empty() ? why : "a row-major down: " + why;
+  }
+  return fail(Code::invalid_argument, "same=" + property + ": need threads, tokens, slots or orders");
 }
 
 enum class Outcome { pass, failure, refused };

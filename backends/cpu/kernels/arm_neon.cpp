@@ -7,7 +7,7 @@
 namespace fth::cpu {
 namespace {
 
-constexpr int64_t kRows = 4, kCols = 4, kTileCols = 4, kPanelMinCols = 3, kDecodeRows = 4;
+constexpr int64_t kRows = 4, kCols = 4, kTileCols = 4, kPanelMinCols = 3, kDecodeRows = 4, kNeuronPanelMinCols = 3;
 
 inline float half_to_float(uint16_t h) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0); }
 
@@ -190,6 +190,78 @@ inline D decode(Q q, const uint8_t* const* rows, const uint8_t* const* next, con
     if constexpr (kHasOffset<Q>) sum = vfmaq_f32(sum, vld1q_f32(offset), vdupq_n_f32(act.sum(b)));
   }
   return sum;
+}
+
+// Neuron-major: eight outputs to a vector of int16 sums. q4_0's wrap, but less 8 for each code they are at most 32 * 8 * 127, so that the
+// subtraction brings back the exact number. q8_0's products are added to int32.
+template <class Q>
+constexpr float kCodeBias = kHasOffset<Q> ? -8.0f : 0.0f;
+
+template <class Q>
+inline void add_group(const uint8_t* scales, int32x4_t dot, float d, float s, float* sum) {
+  const float32x4_t scale = f_load_f16(scales);
+  float32x4_t v = vfmaq_f32(vld1q_f32(sum), scale, vmulq_f32(vdupq_n_f32(d), vcvtq_f32_s32(dot)));
+  if constexpr (kHasOffset<Q>) v = vfmaq_f32(v, vmulq_f32(scale, vdupq_n_f32(kCodeBias<Q>)), vdupq_n_f32(s));
+  vst1q_f32(sum, v);
+}
+
+template <int64_t B>
+inline void add_neurons(Q4_0, const uint8_t* codes, const uint8_t* scales, const Live& live, float d, float s, float* sum) {
+  int16x8_t part[B][4];
+  for (auto& block : part)
+    for (int16x8_t& p : block) p = vdupq_n_s16(0);
+  for (int64_t j = 0; j < live.n; ++j) {
+    const int8x16_t q = vdupq_n_s8(live.q[j]);
+    for (int b = 0; b < static_cast<int>(B); ++b) {
+      const uint8x16_t x = vld1q_u8(codes + live.at[j] + 16 * b);
+      const int8x16_t low = low_nibbles(x), high = high_nibbles(x);
+      part[b][0] = vmlal_s8(part[b][0], vget_low_s8(low), vget_low_s8(q));
+      part[b][1] = vmlal_high_s8(part[b][1], low, q);
+      part[b][2] = vmlal_s8(part[b][2], vget_low_s8(high), vget_low_s8(q));
+      part[b][3] = vmlal_high_s8(part[b][3], high, q);
+    }
+  }
+  const int32x4_t bias = vdupq_n_s32(8 * live.sum);
+  const int16x8_t bias16 = vdupq_n_s16(static_cast<int16_t>(8 * live.sum));
+  for (int i = 0; i < static_cast<int>(4 * B); ++i) {
+    const int16x8_t less8 = vsubq_s16(part[i / 4][i % 4], bias16);
+    add_group<Q4_0>(scales + 16 * i, vaddw_s16(bias, vget_low_s16(less8)), d, s, sum + 8 * i);
+    add_group<Q4_0>(scales + 16 * i + 8, vaddw_high_s16(bias, less8), d, s, sum + 8 * i + 4);
+  }
+}
+
+template <int64_t B>
+inline void add_neurons(Q8_0, const uint8_t* codes, const uint8_t* scales, const Live& live, float d, float s, float* sum) {
+  int32x4_t part[8 * B];
+  for (int32x4_t& p : part) p = vdupq_n_s32(0);
+  for (int64_t j = 0; j < live.n; ++j) {
+    const int8x8_t q = vdup_n_s8(live.q[j]);
+    for (int i = 0; i < static_cast<int>(4 * B); ++i) {
+      const int16x8_t product = vmull_s8(vld1_s8(reinterpret_cast<const int8_t*>(codes + live.at[j] + 8 * i)), q);
+      part[2 * i] = vaddw_s16(part[2 * i], vget_low_s16(product));
+      part[2 * i + 1] = vaddw_high_s16(part[2 * i + 1], product);
+    }
+  }
+  for (int i = 0; i < static_cast<int>(8 * B); ++i) add_group<Q8_0>(scales + 8 * i, part[i], d, s, sum + 4 * i);
+}
+
+// Bytes of four neurons for four outputs, an output's four adjacent.
+inline uint8x16_t four_neurons(const uint8_t* codes, int64_t step) {
+  uint32x4_t x = vdupq_n_u32(load_as<uint32_t>(codes));
+  x = vsetq_lane_u32(load_as<uint32_t>(codes + step), x, 1);
+  x = vsetq_lane_u32(load_as<uint32_t>(codes + 2 * step), x, 2);
+  x = vsetq_lane_u32(load_as<uint32_t>(codes + 3 * step), x, 3);
+  static const uint8_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  return vqtbl1q_u8(vreinterpretq_u8_u32(x), vld1q_u8(order));
+}
+inline uint8x16_t neuron_codes(Q4_0, const uint8_t* codes, int64_t step, int64_t r) {
+  const uint8x16_t x = four_neurons(codes + r / 32 * 16 + r % 16, step);
+  return r % 32 < 16 ? vandq_u8(x, vdupq_n_u8(15)) : vshrq_n_u8(x, 4);
+}
+inline uint8x16_t neuron_codes(Q8_0, const uint8_t* codes, int64_t step, int64_t r) { return four_neurons(codes + r, step); }
+template <class Q>
+inline void store_neuron_codes(Q q, const NeuronGroup& group, int64_t r0, uint8_t* out) {
+  for (int64_t i = 0; i < 8; ++i) vst1q_u8(out + i * 16, neuron_codes(q, group.codes + 4 * i * group.step, group.step, r0));
 }
 
 #include "backends/cpu/kernels/float.inc"

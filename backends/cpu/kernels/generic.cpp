@@ -125,6 +125,37 @@ void matmul_quant(const MatmulArgs& m) {
   }
 }
 
+// The code of output r, as codes() has it, in one neuron's bytes of a group.
+inline int32_t neuron_code(Q8_0, const uint8_t* p, int64_t r) { return static_cast<int8_t>(p[r]); }
+inline int32_t neuron_code(Q4_0, const uint8_t* p, int64_t r) {
+  const int byte = p[r / 32 * 16 + r % 16];
+  return r % 32 < 16 ? byte & 15 : byte >> 4;
+}
+
+template <class Q>
+void matmul_by_neuron(const NeuronMatmulArgs& m) {
+  for (int64_t c = 0; c < m.n_cols; ++c) {
+    const Act act(act_row(m, c), m.k);
+    float* sum = m.dst + c * m.dst_stride;
+    for (int64_t r = 0; r < m.n_rows; ++r) sum[r] = 0.0f;
+    for (int64_t g = 0; g < m.k / 32; ++g) {
+      const NeuronGroup group = neuron_group<Q>(m, g);
+      Live live;
+      list_live(act.q + g * 32, group.step, live);
+      for (int64_t r0 = 0; r0 < m.n_rows; r0 += 32) {
+        int32_t dot[32] = {};
+        for (int64_t j = 0; j < live.n; ++j)
+          for (int64_t r = 0; r < 32; ++r) dot[r] += neuron_code(Q{}, group.codes + live.at[j], r0 + r) * live.q[j];
+        for (int64_t r = 0; r < 32; ++r) {
+          const float scale = half_at(group.scales + 2 * (r0 + r));
+          sum[r0 + r] += scale * (act.scale(g) * static_cast<float>(dot[r]));
+          if constexpr (!Q::kSigned) sum[r0 + r] += -8.0f * scale * act.sum(g);
+        }
+      }
+    }
+  }
+}
+
 template <class W>
 void dequantize_float(int64_t k, const void* row, float* y) {
   for (int64_t i = 0; i < k; ++i) y[i] = W::at(static_cast<const uint8_t*>(row), i);
@@ -193,6 +224,7 @@ const KernelTable kGeneric = {
     quantize_q8,
     {matmul_float<F32>, matmul_float<F16>, matmul_float<BF16>, matmul_quant<Q8_0>, matmul_quant<Q4_0>, matmul_quant<Q4_1>,
      matmul_quant<Q6_K>, matmul_quant<Q4_K>},
+    {nullptr, nullptr, nullptr, matmul_by_neuron<Q8_0>, matmul_by_neuron<Q4_0>, nullptr, nullptr, nullptr},
     {dequantize_float<F32>, dequantize_float<F16>, dequantize_float<BF16>, dequantize<Q8_0>, dequantize<Q4_0>, dequantize<Q4_1>,
      dequantize<Q6_K>, dequantize<Q4_K>},
     {axpy_float<F32>, axpy_float<F16>, axpy_float<BF16>, axpy<Q8_0>, axpy<Q4_0>, axpy<Q4_1>, axpy<Q6_K>, axpy<Q4_K>},

@@ -8,6 +8,9 @@
 // - The value of one output never depends on how many rows or columns the call has, nor on its neighbours: splitting work over threads or
 //   ubatches gives the same bits. Sums run in a fixed order. Different tables may differ in the last bits (tests/conformance states how much).
 // - Infinities and NaN flow through; none traps.
+// The sum of a quantised product, for every group of 32 in ascending order, with the group's exact integer dot of codes and q:
+//   sum += scale * (d * float(dot)), then sum += offset * s for types with unsigned codes (both fused in the SIMD tables)
+// A row-major and a neuron-major matrix with the same blocks therefore give the same bits.
 
 #include <cstddef>
 #include <cstdint>
@@ -33,6 +36,20 @@ struct MatmulArgs {
   const int32_t* rows;  // null: 0 .. n_rows - 1
 };
 
+// The same products over a neuron-major matrix of E outputs by k neurons (core/model/neuron_major.h; q8_0 and q4_0), for the outputs
+// [first, first + n_rows): dst[c * dst_stride + i] is output first + i. E, k, first and n_rows are multiples of 32. The bits are those of the row-major
+// product of the same table. With few columns, codes of neurons whose quantised activation is 0 are not read.
+struct NeuronMatmulArgs {
+  const void* weights;  // group 0 of the whole matrix
+  int64_t n_outputs;    // E
+  int64_t first, n_rows;
+  const void* act;
+  uint64_t act_bytes;
+  float* dst;
+  int64_t dst_stride;
+  int64_t k, n_cols;
+};
+
 // One kv head and the n_q query heads that share it, for one token.
 // For each query j: y[j] = sum over cells c of softmax_c(scale * q[j] . k[c]) v[c], an online softmax over the cells in ascending position,
 // in blocks counted from the first; f32 throughout, k and v converted on load.
@@ -55,6 +72,7 @@ struct KernelTable {
 
   void (*quantize_q8)(int64_t k, const float* x, void* row);
   void (*matmul[kWeightTypes])(const MatmulArgs&);
+  void (*matmul_by_neuron[kWeightTypes])(const NeuronMatmulArgs&);  // null where the type has no such order
   void (*dequantize[kWeightTypes])(int64_t k, const void* row, float* y);
   void (*axpy[kWeightTypes])(int64_t k, float a, const void* row, float* y);  // y += a * row
 

@@ -6,9 +6,10 @@
 namespace fth::cpu {
 namespace {
 
-constexpr int64_t kRows = 8, kCols = 4, kTileCols = 3, kPanelMinCols = 3;
+constexpr int64_t kRows = 8, kCols = 4, kTileCols = 3, kPanelMinCols = 3, kNeuronPanelMinCols = 3;
 
 #include "backends/cpu/kernels/x86_256.inc"
+#include "backends/cpu/kernels/x86_neuron.inc"
 
 using F = __m256;
 constexpr int64_t kF = 8;

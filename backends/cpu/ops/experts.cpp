@@ -34,15 +34,22 @@ Result<> plan_experts(Planner& p) {
   s.width = s.ff = s.max_slots = -1;
   FTH_ASSIGN_OR_RETURN(const int64_t activation, p.integer(0, "activation", 0, 1));
   FTH_ASSIGN_OR_RETURN(s.top_k, p.integer(1, "K", 1, 1 << 16));
-  FTH_ASSIGN_OR_RETURN(const int64_t by_neuron, p.integer(2, "down by neuron", 0, 1));
+  FTH_ASSIGN_OR_RETURN(const int64_t order, p.integer(2, "order of down", 0, 2));
   s.silu = activation == 1;
-  s.down_by_neuron = by_neuron == 1;
+  s.order = static_cast<DownOrder>(order);
   FTH_ASSIGN_OR_RETURN(s.x, p.input(0, "x", DType::f32, {{"N", &p.plan.n_tokens}, {"E", &s.width}}));
   FTH_ASSIGN_OR_RETURN(const ValueId gate, slots_input(p, 3, "gate", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
   FTH_ASSIGN_OR_RETURN(const ValueId up, slots_input(p, 4, "up", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
   const Planner::Dim f{"F", &s.ff}, e{"E", &s.width};
+  const bool rows_of_neurons = s.order == DownOrder::row_per_neuron;
   FTH_ASSIGN_OR_RETURN(const ValueId down,
-                       slots_input(p, 5, "down", {{"S", &s.max_slots}, s.down_by_neuron ? f : e, s.down_by_neuron ? e : f}));
+                       slots_input(p, 5, "down", {{"S", &s.max_slots}, rows_of_neurons ? f : e, rows_of_neurons ? e : f}));
+  if (s.order == DownOrder::neuron_major) {
+    const DType type = p.dtype(down);
+    if (!p.kernels.matmul_by_neuron[static_cast<size_t>(type)])
+      return p.unsupported(text("down neuron-major of ", name(type), ": q4_0 and q8_0 have that order"));
+    if (s.width % 32 != 0) return p.invalid(text("down neuron-major with E ", s.width, ": need a multiple of 32"));
+  }
   s.max_tokens = p.plan.n_tokens;
   int64_t n_begin = s.max_slots + 1, n_rows = s.max_tokens * s.top_k;
   if (n_rows > (1 << 24)) return p.unsupported(text(n_rows, " rows (N * K): at most ", 1 << 24));
@@ -57,7 +64,7 @@ Result<> plan_experts(Planner& p) {
   s.down_type = p.dtype(down);
 
   const uint64_t n = static_cast<uint64_t>(n_rows);
-  const bool hidden_q8 = is_quantized(s.down_type) && !s.down_by_neuron;
+  const bool hidden_q8 = is_quantized(s.down_type) && s.order != DownOrder::row_per_neuron;
   const bool any_q8 = is_quantized(s.gate_type) || is_quantized(s.up_type);
   const bool any_f32 = !is_quantized(s.gate_type) || !is_quantized(s.up_type);
   s.place = p.scratch(n * sizeof(int32_t));
@@ -84,7 +91,7 @@ struct Experts {
   int32_t* place;
 
   int64_t columns(int64_t slot) const { return begin[slot + 1] - begin[slot]; }
-  bool hidden_q8() const { return is_quantized(s.down_type) && !s.down_by_neuron; }
+  bool hidden_q8() const { return is_quantized(s.down_type) && s.order != DownOrder::row_per_neuron; }
   uint64_t hidden_bytes() const { return hidden_q8() ? q8_row_bytes(s.ff) : f32_bytes(s.ff); }
   float* hidden_f32(int64_t i) const { return run.at<float>(s.hidden) + i * s.ff; }
   const std::byte* activations(DType type, int64_t i) const {
@@ -97,7 +104,7 @@ struct Experts {
   void neurons(int64_t slot, int64_t row0, int64_t n) const;
   void store_hidden(const float* h, int64_t i, int64_t row0, int64_t n) const;
   void down(int64_t slot, int64_t row0, int64_t n) const;
-  void down_by_neuron(int64_t slot, int64_t col0, int64_t n) const;
+  void down_row_per_neuron(int64_t slot, int64_t col0, int64_t n) const;
 };
 
 // The table comes from the host's router; a bad one would write outside the packed areas or race on a row of y.
@@ -199,32 +206,46 @@ void Experts::store_hidden(const float* h, int64_t i, int64_t row0, int64_t n) c
   std::memcpy(row + ff + ff / 8 + at / 8, piece.data() + values + scales, scales);
 }
 
-// Outputs [row0, row0 + n) of a slot, n <= kTileRows, for all of its rows.
+// Outputs [row0, row0 + n) of a slot for all of its rows; n <= kTileRows if there are several.
 void Experts::down(int64_t slot, int64_t row0, int64_t n) const {
   alignas(64) std::array<float, kTileRows * kTileCols> tile;
   float* const y = run.at<float>(s.y);
+  const std::byte* const weights = run.slots[s.down + static_cast<uint64_t>(slot)];
   const uint64_t bytes = row_bytes(s.down_type, s.ff);
   for (int64_t i = begin[slot]; i < begin[slot + 1]; i += kTileCols) {
     const int64_t n_cols = std::min<int64_t>(kTileCols, begin[slot + 1] - i);
-    float* const one = n_cols == 1 ? y + rows[i] * s.width + row0 : nullptr;
-    run.kernels.matmul[static_cast<size_t>(s.down_type)](
-        {.weights = run.slots[s.down + static_cast<uint64_t>(slot)] + static_cast<uint64_t>(row0) * bytes,
-         .row_bytes = bytes,
-         .act = run.at<const std::byte>(s.hidden) + static_cast<uint64_t>(i) * hidden_bytes(),
-         .act_bytes = hidden_bytes(),
-         .dst = one ? one : tile.data(),
-         .dst_stride = kTileRows,
-         .k = s.ff,
-         .n_rows = n,
-         .n_cols = n_cols,
-         .rows = nullptr});
-    if (one) continue;
+    float* const dst = columns(slot) == 1 ? y + rows[i] * s.width + row0 : tile.data();
+    const std::byte* const act = run.at<const std::byte>(s.hidden) + static_cast<uint64_t>(i) * hidden_bytes();
+    if (s.order == DownOrder::neuron_major) {
+      run.kernels.matmul_by_neuron[static_cast<size_t>(s.down_type)]({.weights = weights,
+                                                                      .n_outputs = s.width,
+                                                                      .first = row0,
+                                                                      .n_rows = n,
+                                                                      .act = act,
+                                                                      .act_bytes = hidden_bytes(),
+                                                                      .dst = dst,
+                                                                      .dst_stride = kTileRows,
+                                                                      .k = s.ff,
+                                                                      .n_cols = n_cols});
+    } else {
+      run.kernels.matmul[static_cast<size_t>(s.down_type)]({.weights = weights + static_cast<uint64_t>(row0) * bytes,
+                                                            .row_bytes = bytes,
+                                                            .act = act,
+                                                            .act_bytes = hidden_bytes(),
+                                                            .dst = dst,
+                                                            .dst_stride = kTileRows,
+                                                            .k = s.ff,
+                                                            .n_rows = n,
+                                                            .n_cols = n_cols,
+                                                            .rows = nullptr});
+    }
+    if (dst != tile.data()) continue;
     for (int64_t c = 0; c < n_cols; ++c) std::memcpy(y + rows[i + c] * s.width + row0, tile.data() + c * kTileRows, f32_bytes(n));
   }
 }
 
 // Outputs [col0, col0 + n), whole blocks of the weight: neurons in ascending order, those that are zero not even read.
-void Experts::down_by_neuron(int64_t slot, int64_t col0, int64_t n) const {
+void Experts::down_row_per_neuron(int64_t slot, int64_t col0, int64_t n) const {
   float* const y = run.at<float>(s.y);
   const uint64_t bytes = row_bytes(s.down_type, s.width);
   const std::byte* row = run.slots[s.down + static_cast<uint64_t>(slot)] + row_bytes(s.down_type, col0);
@@ -254,22 +275,28 @@ Result<> run_step(const ExpertsStep& s, const Run& run) {
   for_tokens(run, 2 * s.width, [&](int64_t t) { x.pack(t); });
 
   const int64_t threads = run.host.n_threads();
-  int64_t busy = 0;
-  for (int64_t slot = 0; slot < run.n_slots; ++slot) busy += x.columns(slot) > 0;
+  int64_t busy = 0, most = 0;  // slots with rows, rows of the fullest
+  for (int64_t slot = 0; slot < run.n_slots; ++slot) {
+    busy += x.columns(slot) > 0;
+    most = std::max(most, x.columns(slot));
+  }
   const int64_t neurons = piece_size(s.ff, busy, threads, 32, kTileRows), per_slot = ceil_div(s.ff, neurons);
   parallel(run.host, run.n_slots * per_slot, [&](uint32_t item) {
     const int64_t slot = item / per_slot, row0 = item % per_slot * neurons;
     if (x.columns(slot) > 0) x.neurons(slot, row0, std::min(neurons, s.ff - row0));
   });
 
-  const int64_t block = s.down_by_neuron ? traits(s.down_type).block : 8;
-  const int64_t outputs = piece_size(s.width, busy, threads, block, s.down_by_neuron ? s.width : kTileRows);
+  // Whole blocks of a row per neuron; whole cache lines of neuron-major codes. A column alone needs no tile, and longer runs of a neuron read better.
+  const bool per_neuron = s.order == DownOrder::row_per_neuron;
+  const int64_t unit = per_neuron ? traits(s.down_type).block : s.order == DownOrder::neuron_major ? kTileRows : 8;
+  const bool tiles = s.order == DownOrder::row_major || (!per_neuron && most > 1);
+  const int64_t outputs = piece_size(s.width, busy, threads, unit, tiles ? kTileRows : s.width);
   const int64_t pieces = ceil_div(s.width, outputs);
   parallel(run.host, run.n_slots * pieces, [&](uint32_t item) {
     const int64_t slot = item / pieces, at = item % pieces * outputs, n = std::min(outputs, s.width - at);
     if (x.columns(slot) == 0) return;
-    if (s.down_by_neuron) {
-      x.down_by_neuron(slot, at, n);
+    if (per_neuron) {
+      x.down_row_per_neuron(slot, at, n);
     } else {
       x.down(slot, at, n);
     }
