@@ -8,5 +8,7 @@ if(NOT FTH_KERNELS_ONLY)
   find_package(PkgConfig REQUIRED)
   pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
   pkg_check_modules(HWLOC REQUIRED IMPORTED_TARGET hwloc)
+  pkg_check_modules(URING REQUIRED IMPORTED_TARGET liburing)
+  find_path(FTH_XXHASH_INCLUDE xxhash.h REQUIRED)  # libxxhash-dev; used as a header
   pkg_check_modules(EDIT REQUIRED IMPORTED_TARGET libedit)
 endif()

@@ -17,7 +17,7 @@ ALLOWED = {
     "core/model": ("core/base",),
     "core/text": ("core/base", "core/model"),
     "core/plan": ("core/base", "core/model", "core/device", "plugins/abi"),
-    "core/experts": ("core/base", "core/model"),
+    "core/experts": ("core/base",),
     "core/engine": ("core", "plugins/abi"),
     "plugins": ("core/base", "plugins"),
     "backends": ("core/base", "plugins/abi", "plugins/sdk"),      # each backend its own folder, never another's
