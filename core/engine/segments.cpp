@@ -211,7 +211,7 @@ Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens) {
   const uint16_t down = b.bound(Port::expert_down, FTH_ROLE_SLOTS, l.down.dtype, {slots, l.down.rows, l.down.cols});
   const uint16_t out = b.out(Port::expert_out, {n_tokens * c.top_k, c.n_embd});
   b.op(FTH_OP_EXPERTS, {h, slot_begin, rows, gate, up, down}, {out},
-       {static_cast<double>(c.activation), static_cast<double>(c.top_k), c.down_transposed ? 1.0 : 0.0});
+       {static_cast<double>(c.activation), static_cast<double>(c.top_k), static_cast<double>(l.down_layout)});
   return b.take();
 }
 
