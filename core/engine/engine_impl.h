@@ -116,9 +116,9 @@ struct Session::Impl {
   ForceRouting force_routing;
   OnRouting on_routing;
   std::vector<fth_binding> bindings;
-  std::vector<BoundExpert> bound;     // of the EXPERTS run at hand
-  std::vector<int32_t> begin, rows;   // its tables
-  std::vector<int32_t> order;         // the layer's experts as they are requested
+  std::vector<BoundExpert> bound;    // of the EXPERTS run at hand
+  std::vector<int32_t> begin, rows;  // its tables
+  std::vector<int32_t> order;        // the layer's experts as they are requested
   Routing guessed;
 
   static Result<std::unique_ptr<Impl>> make(Engine::Impl& engine);
