@@ -59,7 +59,8 @@ class Journal {
   bool fresh() const { return file_.size() == 0; }
   // Goes back to the identity and its first records.
   Result<> restart(std::string_view identity, std::span<const std::string> records = {});
-  // Is on the disk when it returns. `record`: one line, without its end.
+  // `record`: one line, without its end. Not forced to the disk: a record that a power cut takes costs its layer's time again, a flush for each
+  // costs every pack.
   Result<> append(std::string_view record);
 
  private:
