@@ -9,7 +9,7 @@
 namespace fth {
 namespace {
 
-constexpr double kFastHalfLife = 16, kSlowHalfLife = 256, kLfuHalfLife = 128;  // tokens
+constexpr double kFastHalfLife = 4, kSlowHalfLife = 128, kLfuHalfLife = 64;  // tokens; by replay, docs/memory.md
 constexpr double kFastShare = 0.5;
 constexpr double kFloor = 1e-4;  // chance of use of an expert that was never seen
 

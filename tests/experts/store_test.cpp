@@ -68,7 +68,7 @@ TEST_P(EveryStore, HandsOutTheBytesOfTheFile) {
 
   std::mt19937 random(depth + static_cast<uint32_t>(n_slots));
   uint64_t asked = 0;
-  for (int token = 0; token < 40; ++token) {
+  for (int token = 0; token < 25; ++token) {
     for (int64_t layer = 0; layer < shape.n_layer; ++layer) {
       if (!files.sparse(layer)) continue;
       const auto ids = some_experts(&random, shape.n_expert, shape.top_k);
@@ -88,8 +88,12 @@ TEST_P(EveryStore, HandsOutTheBytesOfTheFile) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, EveryStore,
-                         ::testing::Combine(::testing::Values("uring", "pread"), ::testing::Bool(), ::testing::Values(3, 4, 7, 12, 100),
-                                            ::testing::Values(1, 2, 16), ::testing::Values("lru", "lfu", "reuse"), ::testing::Bool()));
+                         ::testing::Combine(::testing::Values("uring", "pread"), ::testing::Bool(), ::testing::Values(3, 7, 12, 100),
+                                            ::testing::Values(1, 2, 16), ::testing::Values("lru", "lfu", "reuse"),
+                                            ::testing::Values(true)));
+INSTANTIATE_TEST_SUITE_P(Buffered, EveryStore,
+                         ::testing::Combine(::testing::Values("auto", "uring", "pread"), ::testing::Bool(), ::testing::Values(4),
+                                            ::testing::Values(4), ::testing::Values("auto"), ::testing::Values(false)));
 
 TEST(ExpertStore, AnyLengthOfReadBringsTheSameBytes) {
   for (const uint64_t request : {4096u, 12288u, 1u << 20}) {
