@@ -81,8 +81,8 @@ Result<> check(VkResult result, std::string_view what) {
 }
 
 Result<> Api::load_device(VkDevice device) {
-#define FTH_VK_LOAD(name)                                                               \
-  name = reinterpret_cast<PFN_vk##name>(GetDeviceProcAddr(device, "vk" #name));         \
+#define FTH_VK_LOAD(name)                                                       \
+  name = reinterpret_cast<PFN_vk##name>(GetDeviceProcAddr(device, "vk" #name)); \
   if (!name) return fail(Code::unavailable, "vulkan: the driver has no function vk" #name);
   FTH_VK_DEVICE_FUNCTIONS(FTH_VK_LOAD)
 #undef FTH_VK_LOAD
@@ -121,16 +121,15 @@ Result<std::unique_ptr<Instance>> Instance::create(sdk::Host host, bool validati
                                   .enabledExtensionCount = extras,
                                   .ppEnabledExtensionNames = &debug_utils};
   FTH_RETURN_IF_ERROR(check(create(&info, nullptr, &self->instance_), "vkCreateInstance"));
-#define FTH_VK_LOAD(name)                                                                           \
-  self->api_.name = reinterpret_cast<PFN_vk##name>(get(self->instance_, "vk" #name));               \
+#define FTH_VK_LOAD(name)                                                             \
+  self->api_.name = reinterpret_cast<PFN_vk##name>(get(self->instance_, "vk" #name)); \
   if (!self->api_.name) return fail(Code::unavailable, "vulkan: the loader has no function vk" #name);
   FTH_VK_INSTANCE_FUNCTIONS(FTH_VK_LOAD)
 #undef FTH_VK_LOAD
   if (!validation) return self;
 
   const auto make = reinterpret_cast<PFN_vkCreateDebugUtilsMessengerEXT>(get(self->instance_, "vkCreateDebugUtilsMessengerEXT"));
-  self->destroy_messenger_ =
-      reinterpret_cast<PFN_vkDestroyDebugUtilsMessengerEXT>(get(self->instance_, "vkDestroyDebugUtilsMessengerEXT"));
+  self->destroy_messenger_ = reinterpret_cast<PFN_vkDestroyDebugUtilsMessengerEXT>(get(self->instance_, "vkDestroyDebugUtilsMessengerEXT"));
   if (!make || !self->destroy_messenger_) return fail(Code::unavailable, "vulkan: no debug messenger to listen to the validation layer");
   self->complaints_ = std::make_unique<Complaints>(host);
   const VkDebugUtilsMessengerCreateInfoEXT listen{

@@ -15,15 +15,15 @@
 // Vulkan's structs are filled by name here, and what is not named is meant to be zero.
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 
-#define FTH_VK_INSTANCE_FUNCTIONS(X)       \
-  X(DestroyInstance)                       \
-  X(EnumeratePhysicalDevices)              \
-  X(GetPhysicalDeviceProperties2)          \
-  X(GetPhysicalDeviceFeatures2)            \
-  X(GetPhysicalDeviceMemoryProperties2)    \
+#define FTH_VK_INSTANCE_FUNCTIONS(X)        \
+  X(DestroyInstance)                        \
+  X(EnumeratePhysicalDevices)               \
+  X(GetPhysicalDeviceProperties2)           \
+  X(GetPhysicalDeviceFeatures2)             \
+  X(GetPhysicalDeviceMemoryProperties2)     \
   X(GetPhysicalDeviceQueueFamilyProperties) \
-  X(EnumerateDeviceExtensionProperties)    \
-  X(CreateDevice)                          \
+  X(EnumerateDeviceExtensionProperties)     \
+  X(CreateDevice)                           \
   X(GetDeviceProcAddr)
 
 #define FTH_VK_DEVICE_FUNCTIONS(X) \

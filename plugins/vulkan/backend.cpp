@@ -74,6 +74,8 @@ Result<std::unique_ptr<VulkanBackend::Device>> VulkanBackend::open(sdk::Host hos
   Settings settings;
   FTH_ASSIGN_OR_RETURN(settings.subgroups, on_or_off(options, "subgroups", true));
   FTH_ASSIGN_OR_RETURN(settings.validation, on_or_off(options, "validation", false));
+  FTH_ASSIGN_OR_RETURN(settings.mapped, on_or_off(options, "mapped", true));
+  FTH_ASSIGN_OR_RETURN(settings.measure, on_or_off(options, "measure", false));
   settings.pipeline_cache = options.take("pipeline_cache").value_or("");
   FTH_ASSIGN_OR_RETURN(settings.bytes_per_second, rate(options, "bytes_per_second"));
   FTH_ASSIGN_OR_RETURN(settings.flops_per_second, rate(options, "flops_per_second"));

@@ -13,8 +13,9 @@
 namespace fth::vulkan {
 namespace {
 
-// Devices that were not measured, and what a product reaches on a rasteriser.
-constexpr double kSoftwareBytesPerSecond = 0.5e9, kSoftwareFlopsPerSecond = 2e9;
+// What a product reaches on a rasteriser. It is not timed unless asked: it is listed and not chosen, and its compiler costs every program memory.
+constexpr double kSoftwareBytesPerSecond = 0.5e9, kSoftwareFlopsPerSecond = 2e9, kSoftwareLaunchSeconds = 30e-6,
+                 kSoftwareDispatchSeconds = 10e-6;
 // The shaders multiply in f32 outside of the matrix units; a GPU is built with a few such operations per byte of its memory's speed.
 constexpr double kFlopsPerByte = 4;
 constexpr uint64_t kWaitNs = 600'000'000'000;  // a driver that takes ten minutes for a segment hangs
@@ -82,7 +83,8 @@ Result<> Context::check_device(uint32_t index) {
   memory_ = memory.memoryProperties;
 
   uint32_t n = 0;
-  FTH_RETURN_IF_ERROR(check(api_.EnumerateDeviceExtensionProperties(physical_, nullptr, &n, nullptr), "vkEnumerateDeviceExtensionProperties"));
+  FTH_RETURN_IF_ERROR(
+      check(api_.EnumerateDeviceExtensionProperties(physical_, nullptr, &n, nullptr), "vkEnumerateDeviceExtensionProperties"));
   std::vector<VkExtensionProperties> extensions(n);
   if (n > 0)
     FTH_RETURN_IF_ERROR(
@@ -119,22 +121,20 @@ Result<> Context::make_device() {
   std::optional<uint32_t> best;
   for (uint32_t i = 0; i < n; ++i) {
     if (families[i].queueCount == 0 || (families[i].queueFlags & VK_QUEUE_COMPUTE_BIT) == 0) continue;
-    if (!best || ((families[*best].queueFlags & VK_QUEUE_GRAPHICS_BIT) != 0 && (families[i].queueFlags & VK_QUEUE_GRAPHICS_BIT) == 0)) best = i;
+    if (!best || ((families[*best].queueFlags & VK_QUEUE_GRAPHICS_BIT) != 0 && (families[i].queueFlags & VK_QUEUE_GRAPHICS_BIT) == 0))
+      best = i;
   }
   if (!best) return fail(Code::unimplemented, text(label_, ": no queue family computes"));
   family_ = *best;
 
-  VkPhysicalDeviceVulkan13Features f13{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES,
-                                       .subgroupSizeControl = VK_TRUE,
-                                       .computeFullSubgroups = VK_TRUE};
+  VkPhysicalDeviceVulkan13Features f13{
+      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES, .subgroupSizeControl = VK_TRUE, .computeFullSubgroups = VK_TRUE};
   const VkPhysicalDeviceVulkan12Features f12{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
                                              .pNext = limits_.subgroups ? &f13 : nullptr,
                                              .bufferDeviceAddress = VK_TRUE};
   const float priority = 1;
-  const VkDeviceQueueCreateInfo queue{.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
-                                      .queueFamilyIndex = family_,
-                                      .queueCount = 1,
-                                      .pQueuePriorities = &priority};
+  const VkDeviceQueueCreateInfo queue{
+      .sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO, .queueFamilyIndex = family_, .queueCount = 1, .pQueuePriorities = &priority};
   const char* const budget = VK_EXT_MEMORY_BUDGET_EXTENSION_NAME;
   const VkDeviceCreateInfo info{.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                 .pNext = &f12,
@@ -174,9 +174,9 @@ Result<fth_device_info> Context::info() const {
   i.kind = software ? FTH_KIND_CPU : FTH_KIND_GPU;
   i.flags = software ? FTH_DEVICE_SOFTWARE : 0;
   std::snprintf(i.name, sizeof i.name, "%s", label_.c_str());
-  const std::string description =
-      text(properties_.deviceName, "; ", kind_name(properties_.deviceType), "; ", driver_, "; Vulkan 1.", VK_API_VERSION_MINOR(properties_.apiVersion),
-           "; ", limits_.lanes, " lanes ", limits_.subgroups ? "in subgroups" : "through shared memory");
+  const std::string description = text(properties_.deviceName, "; ", kind_name(properties_.deviceType), "; ", driver_, "; Vulkan 1.",
+                                       VK_API_VERSION_MINOR(properties_.apiVersion), "; ", limits_.lanes, " lanes ",
+                                       limits_.subgroups ? "in subgroups" : "through shared memory");
   std::snprintf(i.description, sizeof i.description, "%s", description.c_str());
 
   VkPhysicalDeviceMemoryBudgetPropertiesEXT budget{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
@@ -213,12 +213,15 @@ Result<VkCommandBuffer> Context::begin(VkCommandBufferUsageFlags usage) {
 
 Result<> Context::end(VkCommandBuffer commands) { return check(api_.EndCommandBuffer(commands), "vkEndCommandBuffer"); }
 
-void Context::barrier(VkCommandBuffer commands) const {
-  const VkMemoryBarrier all{.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                            .srcAccessMask = VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT,
-                            .dstAccessMask = VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT};
-  const VkPipelineStageFlags stages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT | VK_PIPELINE_STAGE_HOST_BIT;
-  api_.CmdPipelineBarrier(commands, stages, stages, 0, 1, &all, 0, nullptr, 0, nullptr);
+void Context::barrier(VkCommandBuffer commands, Between between) const {
+  const bool dispatches = between == Between::dispatches;
+  const VkAccessFlags all = VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT;
+  const VkMemoryBarrier memory{.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                               .srcAccessMask = dispatches ? VkAccessFlags{VK_ACCESS_SHADER_WRITE_BIT} : all,
+                               .dstAccessMask = dispatches ? VkAccessFlags{VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT} : all};
+  VkPipelineStageFlags stages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT;
+  if (!dispatches) stages |= VK_PIPELINE_STAGE_TRANSFER_BIT | VK_PIPELINE_STAGE_HOST_BIT;
+  api_.CmdPipelineBarrier(commands, stages, stages, 0, 1, &memory, 0, nullptr, 0, nullptr);
 }
 
 Result<VkFence> Context::make_fence() {
@@ -240,11 +243,16 @@ Result<> Context::wait(VkFence fence) {
 }
 
 // Three short timings, so that placement rests on this machine's numbers: an empty submit, a dispatch behind a barrier, a copy within the device.
-// A rasteriser's copies say nothing of its shaders: it gets constants.
 Result<> Context::measure() {
   constexpr uint32_t kDispatches = 64, kCopies = 8;
   constexpr uint64_t kBytes = 64 * kMiB;  // two of these pass the largest cache on a device
-  const bool software = properties_.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+  if (properties_.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU && !settings_.measure) {
+    launch_seconds_ = kSoftwareLaunchSeconds;
+    dispatch_seconds_ = kSoftwareDispatchSeconds;
+    bytes_per_second_ = settings_.bytes_per_second > 0 ? settings_.bytes_per_second : kSoftwareBytesPerSecond;
+    flops_per_second_ = settings_.flops_per_second > 0 ? settings_.flops_per_second : kSoftwareFlopsPerSecond;
+    return {};
+  }
   const auto best_of = [&](int times, const auto& record) -> Result<double> {
     double best = 1e9;
     for (int i = 0; i < times; ++i) {
@@ -271,15 +279,15 @@ Result<> Context::measure() {
     api_.CmdPushConstants(commands, layout_, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, push.data());
     for (uint32_t i = 0; i < kDispatches; ++i) {
       api_.CmdDispatch(commands, 1, 1, 1);
-      barrier(commands);
+      barrier(commands, Between::dispatches);
     }
   });
   free(parameters);
   FTH_RETURN_IF_ERROR(dispatches);
   dispatch_seconds_ = std::max(1e-7, (*dispatches - launch_seconds_) / kDispatches);
 
-  double copied = software ? kSoftwareBytesPerSecond : 0;
-  if (!software && settings_.bytes_per_second == 0) {
+  double copied = settings_.bytes_per_second;
+  if (copied == 0) {
     auto a = allocate(kBytes, Use::storage);
     auto b = allocate(kBytes, Use::storage);
     Result<double> seconds = 0.0;
@@ -288,7 +296,7 @@ Result<> Context::measure() {
         const VkBufferCopy whole{.size = kBytes};
         for (uint32_t i = 0; i < kCopies; ++i) {
           api_.CmdCopyBuffer(commands, i % 2 == 0 ? a->buffer : b->buffer, i % 2 == 0 ? b->buffer : a->buffer, 1, &whole);
-          barrier(commands);
+          barrier(commands, Between::anything);
         }
       });
     }
@@ -297,11 +305,9 @@ Result<> Context::measure() {
     FTH_RETURN_IF_ERROR(seconds);
     if (a && b) copied = 2.0 * kCopies * static_cast<double>(kBytes) / std::max(1e-7, *seconds - launch_seconds_);  // read and written
   }
-  bytes_per_second_ = settings_.bytes_per_second > 0 ? settings_.bytes_per_second : copied;
-  if (bytes_per_second_ == 0) return fail(Code::resource_exhausted, text(label_, ": no ", format_bytes(2 * kBytes), " of memory to time it with"));
-  flops_per_second_ = settings_.flops_per_second > 0 ? settings_.flops_per_second
-                      : software                     ? kSoftwareFlopsPerSecond
-                                                     : kFlopsPerByte * bytes_per_second_;
+  if (copied == 0) return fail(Code::resource_exhausted, text(label_, ": no ", format_bytes(2 * kBytes), " of memory to time it with"));
+  bytes_per_second_ = copied;
+  flops_per_second_ = settings_.flops_per_second > 0 ? settings_.flops_per_second : kFlopsPerByte * copied;
   return {};
 }
 

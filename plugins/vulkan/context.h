@@ -19,6 +19,8 @@ namespace fth::vulkan {
 struct Settings {
   bool subgroups = true;
   bool validation = false;
+  bool mapped = true;          // storage is mapped where that costs nothing; off: through copies, as where it would
+  bool measure = false;        // time a software device as well
   std::string pipeline_cache;  // a file; empty: pipelines are cached in memory only
   double bytes_per_second = 0, flops_per_second = 0;
 };
@@ -26,10 +28,10 @@ struct Settings {
 // What the planner and the plans of segments need to know of a device.
 struct Limits {
   uint32_t max_groups_x = 0, max_groups_y = 0;
-  uint32_t lanes = 32;        // threads that share a row of a product
-  uint32_t groups = 1;        // of `lanes` threads, per workgroup of a product
-  bool subgroups = false;     // lanes are subgroups
-  uint64_t max_buffer = 0;    // bytes of one allocation
+  uint32_t lanes = 32;      // threads that share a row of a product
+  uint32_t groups = 1;      // of `lanes` threads, per workgroup of a product
+  bool subgroups = false;   // lanes are subgroups
+  uint64_t max_buffer = 0;  // bytes of one allocation
 };
 
 enum class Shader : uint32_t { matmul, matmul_subgroup, rms_norm, rope, kv_store, attention, elementwise, combine, embed };
@@ -83,12 +85,13 @@ class Context {
   Result<VkCommandBuffer> begin(VkCommandBufferUsageFlags usage);
   Result<> end(VkCommandBuffer commands);
   void free(VkCommandBuffer commands) { api_.FreeCommandBuffers(device_, pool_, 1, &commands); }
-  // All that earlier commands and the host wrote is visible to the later ones, and the other way round.
-  void barrier(VkCommandBuffer commands) const;
+  // What the earlier commands wrote is visible to the later ones, which start after them. Between dispatches alone it is cheaper.
+  enum class Between { dispatches, anything };
+  void barrier(VkCommandBuffer commands, Between between) const;
   Result<VkFence> make_fence();
   void free(VkFence fence) { api_.DestroyFence(device_, fence, nullptr); }
   Result<> submit(VkCommandBuffer commands, VkFence fence);
-  Result<> wait(VkFence fence);     // and resets it
+  Result<> wait(VkFence fence);  // and resets it
   Result<> complaints() const { return instance_->complaints(); }
 
  private:
@@ -104,7 +107,7 @@ class Context {
   void save_pipeline_cache();
   Result<> measure();
   Result<> copy(VkBuffer src, uint64_t src_at, VkBuffer dst, uint64_t dst_at, uint64_t bytes);
-  Result<Memory> allocate_of(uint64_t bytes, uint32_t type);
+  Result<Memory> allocate_of(uint64_t bytes, uint32_t type, bool map);
   std::vector<uint32_t> memory_types(uint64_t bytes, Use use) const;
   Result<> run_once(VkCommandBuffer commands);
 

@@ -38,7 +38,8 @@ bool meet(const std::vector<Value>& values, uint32_t a, uint32_t b) {
 }
 
 bool any_meet(const std::vector<Value>& values, const std::vector<uint32_t>& a, const std::vector<uint32_t>& b) {
-  return std::any_of(a.begin(), a.end(), [&](uint32_t x) { return std::any_of(b.begin(), b.end(), [&](uint32_t y) { return meet(values, x, y); }); });
+  return std::any_of(a.begin(), a.end(),
+                     [&](uint32_t x) { return std::any_of(b.begin(), b.end(), [&](uint32_t y) { return meet(values, x, y); }); });
 }
 
 }  // namespace
@@ -73,7 +74,9 @@ Executable::~Executable() {
   context_.free(params_);
 }
 
-void Executable::set_entry(uint32_t i, uint64_t value) { std::memcpy(params_.mapped + sizeof(ParamsHead) + 8 * uint64_t{i}, &value, sizeof value); }
+void Executable::set_entry(uint32_t i, uint64_t value) {
+  std::memcpy(params_.mapped + sizeof(ParamsHead) + 8 * uint64_t{i}, &value, sizeof value);
+}
 
 Result<VkDeviceAddress> Executable::resolve(const fth_binding& b, uint64_t bytes, uint64_t alignment, std::string_view what,
                                             uint64_t index) const {
@@ -116,11 +119,11 @@ Result<> Executable::record() {
   FTH_ASSIGN_OR_RETURN(commands_, context_.begin(0));
   const Api& api = context_.api();
   const Limits& limits = context_.limits();
-  context_.barrier(commands_);  // earlier submits and copies
-  std::vector<uint32_t> read, written;  // since the last barrier
+  context_.barrier(commands_, Context::Between::anything);  // earlier submits and copies
+  std::vector<uint32_t> read, written;                      // since the last barrier
   for (const Dispatch& d : plan_.dispatches) {
     if (any_meet(plan_.values, d.reads, written) || any_meet(plan_.values, d.writes, written) || any_meet(plan_.values, d.writes, read)) {
-      context_.barrier(commands_);
+      context_.barrier(commands_, Context::Between::dispatches);
       read.clear();
       written.clear();
     }
@@ -138,7 +141,7 @@ Result<> Executable::record() {
     if (z > 65535) return fail(Code::unimplemented, text("vulkan: ", d.groups_x, " workgroups in one dispatch"));
     api.CmdDispatch(commands_, static_cast<uint32_t>(x), d.groups_y, static_cast<uint32_t>(z));
   }
-  context_.barrier(commands_);  // later ones, and the host's reads of mapped memory
+  context_.barrier(commands_, Context::Between::anything);  // later ones, and the host's reads of mapped memory
   return context_.end(commands_);
 }
 
@@ -148,7 +151,8 @@ Result<Event*> Executable::submit(std::span<const fth_binding> bindings, const i
   if (bindings.size() != need || (need > 0 && !bindings.data()) || !scalars)
     return fail(Code::invalid_argument, text(plan_.name, ": ", bindings.size(), " bindings, need ", need, " and the scalars"));
   const int64_t n = scalars[FTH_SCALAR_TOKENS], pos = scalars[FTH_SCALAR_POS];
-  if (n < 1 || n > plan_.n_tokens) return fail(Code::invalid_argument, text(plan_.name, ": ", n, " tokens, the bucket is ", plan_.n_tokens));
+  if (n < 1 || n > plan_.n_tokens)
+    return fail(Code::invalid_argument, text(plan_.name, ": ", n, " tokens, the bucket is ", plan_.n_tokens));
   if (pos < 0) return fail(Code::invalid_argument, text(plan_.name, ": position ", pos));
   if (pos > plan_.max_end - n)
     return fail(Code::out_of_range, text(plan_.name, ": positions from ", pos, " on, ", n, " of them: they end at ", plan_.max_end));

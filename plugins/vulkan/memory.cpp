@@ -54,11 +54,12 @@ std::vector<uint32_t> Context::memory_types(uint64_t bytes, Use use) const {
 Result<Memory> Context::allocate(uint64_t bytes, Use use) {
   // Whole words, and one at least: shaders read words.
   if (bytes > limits_.max_buffer || align_up(std::max<uint64_t>(bytes, 1), 16) > limits_.max_buffer)
-    return fail(Code::resource_exhausted, text(label_, ": a buffer of ", format_bytes(bytes), ": the device allows ", format_bytes(limits_.max_buffer)));
+    return fail(Code::resource_exhausted,
+                text(label_, ": a buffer of ", format_bytes(bytes), ": the device allows ", format_bytes(limits_.max_buffer)));
   const uint64_t size = align_up(std::max<uint64_t>(bytes, 1), 16);
   Result<Memory> made = fail(Code::resource_exhausted, text(label_, ": no memory type fits"));
   for (const uint32_t type : memory_types(size, use)) {
-    made = allocate_of(size, type);
+    made = allocate_of(size, type, settings_.mapped || use != Use::storage);
     if (made) {
       allocated_ += size;
       return made;
@@ -66,30 +67,31 @@ Result<Memory> Context::allocate(uint64_t bytes, Use use) {
     if (made.error().code != Code::resource_exhausted) break;
   }
   const auto now = info();
-  return tl::unexpected<Error>(
-      std::move(made).error().context(text(label_, ": a buffer of ", format_bytes(bytes), " with ", format_bytes(now ? now->free_bytes : 0), " free")));
+  return tl::unexpected<Error>(std::move(made).error().context(
+      text(label_, ": a buffer of ", format_bytes(bytes), " with ", format_bytes(now ? now->free_bytes : 0), " free")));
 }
 
-Result<Memory> Context::allocate_of(uint64_t bytes, uint32_t type) {
+Result<Memory> Context::allocate_of(uint64_t bytes, uint32_t type, bool map) {
   Memory m;
   m.bytes = bytes;
   const VkBufferCreateInfo info{.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                                 .size = bytes,
-                                .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT |
-                                         VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT,
+                                .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
+                                         VK_BUFFER_USAGE_TRANSFER_DST_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT,
                                 .sharingMode = VK_SHARING_MODE_EXCLUSIVE};
   const auto build = [&]() -> Result<> {
     FTH_RETURN_IF_ERROR(check(api_.CreateBuffer(device_, &info, nullptr, &m.buffer), "vkCreateBuffer"));
     VkMemoryRequirements need{};
     api_.GetBufferMemoryRequirements(device_, m.buffer, &need);
     if ((need.memoryTypeBits & (1u << type)) == 0) return fail(Code::resource_exhausted, text("memory type ", type, " takes no buffers"));
-    const VkMemoryAllocateFlagsInfo flags{.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO, .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
+    const VkMemoryAllocateFlagsInfo flags{.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
+                                          .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
     const VkMemoryAllocateInfo allocate{
         .sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .pNext = &flags, .allocationSize = need.size, .memoryTypeIndex = type};
     FTH_RETURN_IF_ERROR(check(api_.AllocateMemory(device_, &allocate, nullptr, &m.memory), "vkAllocateMemory"));
     FTH_RETURN_IF_ERROR(check(api_.BindBufferMemory(device_, m.buffer, m.memory, 0), "vkBindBufferMemory"));
     const VkMemoryPropertyFlags have = memory_.memoryTypes[type].propertyFlags;
-    if ((have & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT) != 0 && (have & VK_MEMORY_PROPERTY_HOST_COHERENT_BIT) != 0) {
+    if (map && (have & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT) != 0 && (have & VK_MEMORY_PROPERTY_HOST_COHERENT_BIT) != 0) {
       void* p = nullptr;
       FTH_RETURN_IF_ERROR(check(api_.MapMemory(device_, m.memory, 0, VK_WHOLE_SIZE, 0, &p), "vkMapMemory"));
       m.mapped = static_cast<std::byte*>(p);
@@ -126,9 +128,9 @@ Result<> Context::run_once(VkCommandBuffer commands) {
 Result<> Context::copy(VkBuffer src, uint64_t src_at, VkBuffer dst, uint64_t dst_at, uint64_t bytes) {
   FTH_ASSIGN_OR_RETURN(const VkCommandBuffer commands, begin(VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT));
   const VkBufferCopy region{.srcOffset = src_at, .dstOffset = dst_at, .size = bytes};
-  barrier(commands);
+  barrier(commands, Between::anything);
   api_.CmdCopyBuffer(commands, src, dst, 1, &region);
-  barrier(commands);
+  barrier(commands, Between::anything);
   const Result<> ended = end(commands);
   const Result<> ran = ended ? run_once(commands) : ended;
   free(commands);

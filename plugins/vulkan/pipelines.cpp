@@ -43,7 +43,8 @@ constexpr uint32_t kEmbed[] =
     ;
 constexpr std::array<std::span<const uint32_t>, kShaders> kCode{kMatmul,    kMatmulSubgroup, kRmsNorm, kRope, kKvStore,
                                                                 kAttention, kElementwise,    kCombine, kEmbed};
-constexpr const char* kNames[] = {"matmul", "matmul_subgroup", "rms_norm", "rope", "kv_store", "attention", "elementwise", "combine", "embed"};
+constexpr const char* kNames[] = {"matmul",    "matmul_subgroup", "rms_norm", "rope", "kv_store",
+                                  "attention", "elementwise",     "combine",  "embed"};
 
 constexpr uint64_t kMaxCacheFile = 64 * kMiB;
 
@@ -55,9 +56,8 @@ Result<VkPipeline> Context::pipeline(Shader shader, const Constants& constants) 
   const size_t index = static_cast<size_t>(shader);
   VkShaderModule& code = modules_[index];
   if (!code) {
-    const VkShaderModuleCreateInfo info{.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
-                                        .codeSize = kCode[index].size_bytes(),
-                                        .pCode = kCode[index].data()};
+    const VkShaderModuleCreateInfo info{
+        .sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO, .codeSize = kCode[index].size_bytes(), .pCode = kCode[index].data()};
     FTH_RETURN_IF_ERROR(check(api_.CreateShaderModule(device_, &info, nullptr, &code), text("shader ", kNames[index])));
   }
   std::array<VkSpecializationMapEntry, std::tuple_size_v<Constants>> entries{};

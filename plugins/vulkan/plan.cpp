@@ -41,9 +41,13 @@ class Planner {
 
   Result<> arity(uint32_t min_in, uint32_t max_in) const;
   Result<uint32_t> shaped(uint32_t v, std::string_view what, std::initializer_list<Dim> dims) const;
-  Result<uint32_t> input(uint32_t i, std::string_view what, std::initializer_list<Dim> dims) const { return shaped(op_->in[i], what, dims); }
+  Result<uint32_t> input(uint32_t i, std::string_view what, std::initializer_list<Dim> dims) const {
+    return shaped(op_->in[i], what, dims);
+  }
   Result<uint32_t> input_of(DType wanted, uint32_t i, std::string_view what, std::initializer_list<Dim> dims) const;
-  Result<uint32_t> f32(uint32_t i, std::string_view what, std::initializer_list<Dim> dims) const { return input_of(DType::f32, i, what, dims); }
+  Result<uint32_t> f32(uint32_t i, std::string_view what, std::initializer_list<Dim> dims) const {
+    return input_of(DType::f32, i, what, dims);
+  }
   Result<uint32_t> output(std::string_view what, std::initializer_list<Dim> dims);
   Result<uint32_t> weight(uint32_t i, std::string_view what, std::initializer_list<Dim> dims, bool by_value);
   Result<int64_t> integer(uint32_t i, std::string_view what, int64_t min, int64_t max) const;
@@ -72,8 +76,8 @@ class Planner {
 
 Result<> Planner::arity(uint32_t min_in, uint32_t max_in) const {
   if (op_->n_in < min_in || op_->n_in > max_in || op_->n_out != 1)
-    return invalid(text(op_->n_in, " inputs and ", op_->n_out, " outputs, need ", min_in, min_in == max_in ? std::string() : text(" to ", max_in),
-                        " and 1"));
+    return invalid(text(op_->n_in, " inputs and ", op_->n_out, " outputs, need ", min_in,
+                        min_in == max_in ? std::string() : text(" to ", max_in), " and 1"));
   for (uint32_t i = 0; i < min_in; ++i)
     if (!segment_.in(*op_, i)) return invalid(text("input ", i, " is absent"));
   return {};
@@ -86,7 +90,8 @@ Result<uint32_t> Planner::shaped(uint32_t v, std::string_view what, std::initial
   const int64_t* size = t.dims;
   for (const Dim& d : dims) {
     if (*d.size < 0) *d.size = *size;
-    if (*d.size != *size) return invalid(text(describe(what, v), ": ", d.letter, " is ", *d.size, " by the tensors or attributes before it"));
+    if (*d.size != *size)
+      return invalid(text(describe(what, v), ": ", d.letter, " is ", *d.size, " by the tensors or attributes before it"));
     ++size;
   }
   return v;
@@ -225,7 +230,8 @@ Result<> Planner::rope() {
   uint32_t factors = kNone;
   if (segment_.in(*op_, 1)) {
     FTH_ASSIGN_OR_RETURN(factors, f32(1, "factors", {{"R/2", &half}}));
-    if (tensor(factors).role != FTH_ROLE_WEIGHT) return unsupported(text(describe("factors", factors), ": only as a weight, known at compile"));
+    if (tensor(factors).role != FTH_ROLE_WEIGHT)
+      return unsupported(text(describe("factors", factors), ": only as a weight, known at compile"));
   }
   FTH_ASSIGN_OR_RETURN(const uint32_t y, output("y", {{"N", &plan_.n_tokens}, {"H*D", &width}}));
   const auto same = [&](const RopeTable& t) { return t.factors == factors && t.half == half && t.base == base && t.scale == scale; };
@@ -283,7 +289,8 @@ Result<> Planner::attention() {
        .groups_y = u32(n),
        .reads = {k, v},
        .writes = {k_cache, v_cache}});
-  if (static_cast<uint64_t>(heads) > limits_.max_groups_x) return unsupported(text(heads, " heads: the device allows ", limits_.max_groups_x));
+  if (static_cast<uint64_t>(heads) > limits_.max_groups_x)
+    return unsupported(text(heads, " heads: the device allows ", limits_.max_groups_x));
   add({.shader = Shader::attention,
        .constants = {kThreads, kThreads, static_cast<uint32_t>(cache)},
        .push = {q, k_cache, v_cache, y, u32(heads), u32(kv_heads), u32(head_dim), u32(std::min(window, int64_t{1} << 31)), u32(cells),
@@ -380,8 +387,9 @@ Result<SegmentPlan> Planner::run() {
     v.role = t.role;
     v.bytes = *sdk::binding_bytes(t);
     if (v.bytes >= kMaxTensor || v.bytes > limits_.max_buffer)
-      return fail(Code::unimplemented, text(plan_.name, ": tensor ", plan_.values.size(), " (", sdk::describe(t), ") has ", format_bytes(v.bytes),
-                                            ", at most ", format_bytes(std::min(kMaxTensor - 1, limits_.max_buffer))));
+      return fail(Code::unimplemented,
+                  text(plan_.name, ": tensor ", plan_.values.size(), " (", sdk::describe(t), ") has ", format_bytes(v.bytes), ", at most ",
+                       format_bytes(std::min(kMaxTensor - 1, limits_.max_buffer))));
     plan_.values.push_back(v);
   }
   written_.assign(plan_.values.size(), false);
@@ -393,7 +401,8 @@ Result<SegmentPlan> Planner::run() {
     ++op_index_;
   }
   for (const Value& v : plan_.values)
-    if (v.role == FTH_ROLE_SLOTS) return fail(Code::unimplemented, text(plan_.name, ": a tensor of slots: no op of the vulkan backend takes one"));
+    if (v.role == FTH_ROLE_SLOTS)
+      return fail(Code::unimplemented, text(plan_.name, ": a tensor of slots: no op of the vulkan backend takes one"));
   if (plan_.n_tokens < 0) plan_.n_tokens = 1;  // no op: nothing runs
   FTH_RETURN_IF_ERROR(place());
   return std::move(plan_);

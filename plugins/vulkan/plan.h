@@ -44,16 +44,16 @@ struct SegmentPlan {
   std::vector<Dispatch> dispatches;
   std::vector<RopeTable> ropes;
   uint32_t n_constants = 0;
-  int64_t n_tokens = -1;           // the bucket
-  uint32_t n_bindings = 0;         // at submit, the workspace not counted
+  int64_t n_tokens = -1;               // the bucket
+  uint32_t n_bindings = 0;             // at submit, the workspace not counted
   int64_t max_end = int64_t{1} << 31;  // positions end here: a full cache without a window, or 31 bits
   uint64_t workspace_bytes = 0;
-  double bytes = 0, flops = 0;     // of one run with every row in use
+  double bytes = 0, flops = 0;  // of one run with every row in use
 
   uint64_t params_bytes() const { return 16 + 8 * (values.size() + n_constants); }
 };
 
-inline constexpr uint32_t kThreads = 128;         // of the shaders whose local size does not depend on the device
+inline constexpr uint32_t kThreads = 128;  // of the shaders whose local size does not depend on the device
 inline constexpr uint64_t kWorkspaceAlignment = 16;
 
 // unimplemented with a reason for what the shaders do not do; invalid_argument for what no backend can.
