@@ -120,7 +120,10 @@ Result<std::unique_ptr<Instance>> Instance::create(sdk::Host host, bool validati
                                   .ppEnabledLayerNames = &layer,
                                   .enabledExtensionCount = extras,
                                   .ppEnabledExtensionNames = &debug_utils};
-  FTH_RETURN_IF_ERROR(check(create(&info, nullptr, &self->instance_), "vkCreateInstance"));
+  const VkResult created = create(&info, nullptr, &self->instance_);
+  if (created == VK_ERROR_LAYER_NOT_PRESENT)
+    return fail(Code::unavailable, "vulkan: validation=on needs VK_LAYER_KHRONOS_validation; install vulkan-validationlayers");
+  FTH_RETURN_IF_ERROR(check(created, "vkCreateInstance"));
 #define FTH_VK_LOAD(name)                                                             \
   self->api_.name = reinterpret_cast<PFN_vk##name>(get(self->instance_, "vk" #name)); \
   if (!self->api_.name) return fail(Code::unavailable, "vulkan: the loader has no function vk" #name);
