@@ -40,8 +40,9 @@ std::vector<uint32_t> Context::memory_types(uint64_t bytes, Use use) const {
       rank = ((flags & kCached) != 0 ? 4 : 0) + (local ? 0 : 2);
     } else {
       if (!local && !unified) continue;
-      const bool map = unified || bytes <= (heap < kSmallWindow ? kSmall : kMapped);
-      rank = (local ? 8 : 0) + (mapped == map ? 4 : 0) + (mapped && (flags & kCached) != 0 ? 2 : 0);
+      // A mapping that is affordable, then no mapping, then one out of a window that others need.
+      const bool affordable = unified || bytes <= (heap < kSmallWindow ? kSmall : kMapped);
+      rank = (local ? 8 : 0) + (!mapped ? 2 : affordable ? 4 : 0) + (mapped && (flags & kCached) != 0 ? 1 : 0);
     }
     ranked.emplace_back(-rank, i);
   }
