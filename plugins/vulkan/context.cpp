@@ -45,6 +45,9 @@ Result<std::unique_ptr<Context>> Context::open(sdk::Host host, uint32_t index, c
   FTH_RETURN_IF_ERROR(self->make_pipeline_cache());
   FTH_RETURN_IF_ERROR(self->measure());
   FTH_RETURN_IF_ERROR(self->complaints());
+  FTH_ASSIGN_OR_RETURN(const fth_device_info info, self->info());
+  host.log(FTH_LOG_DEBUG, text(self->label_, ": ", info.description, "; ", info.bytes_per_second / 1e9, " GB/s, launch ",
+                               self->launch_seconds_ * 1e6, " us, dispatch ", self->dispatch_seconds_ * 1e6, " us"));
   return self;
 }
 

@@ -48,6 +48,7 @@ std::vector<uint32_t> Context::memory_types(uint64_t bytes, Use use) const {
   }
   std::sort(ranked.begin(), ranked.end());
   std::vector<uint32_t> types;
+  types.reserve(ranked.size());
   for (const auto& [rank, type] : ranked) types.push_back(type);
   return types;
 }
@@ -133,7 +134,7 @@ Result<> Context::copy(VkBuffer src, uint64_t src_at, VkBuffer dst, uint64_t dst
   api_.CmdCopyBuffer(commands, src, dst, 1, &region);
   barrier(commands, Between::anything);
   const Result<> ended = end(commands);
-  const Result<> ran = ended ? run_once(commands) : ended;
+  Result<> ran = ended ? run_once(commands) : ended;
   free(commands);
   return ran;
 }
