@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <array>
 #include <cstring>
 #include <mutex>
 
@@ -145,7 +146,20 @@ Result<std::unique_ptr<Instance>> Instance::create(sdk::Host host, bool validati
   return self;
 }
 
-// libvulkan stays mapped: drivers start threads and keep callbacks into themselves, and unmapping them has crashed programs at exit.
+Result<const Instance*> Instance::get(sdk::Host host, bool validation) {
+  // Never freed: reachable, and gone with the process.
+  static std::mutex mutex;
+  static std::array<const Instance*, 2> made{};
+  const std::lock_guard lock(mutex);
+  const Instance*& one = made[validation ? 1 : 0];
+  if (!one) {
+    FTH_ASSIGN_OR_RETURN(std::unique_ptr<Instance> created, create(host, validation));
+    one = created.release();
+  }
+  return one;
+}
+
+// Of one that could not be completed.
 Instance::~Instance() {
   if (messenger_) destroy_messenger_(instance_, messenger_, nullptr);
   if (instance_ && api_.DestroyInstance) api_.DestroyInstance(instance_, nullptr);

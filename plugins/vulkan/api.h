@@ -95,11 +95,13 @@ Result<> check(VkResult result, std::string_view what);
 // What the validation layer objected to, when it was asked for. Filled from any thread.
 class Complaints;
 
-// A VkInstance and the devices behind it. Made once to count devices and once by each open device: a device owns all that it stands on.
+// A VkInstance and the devices behind it. There is one per process, and one more with the validation layer where that was asked for; it lives until
+// the process ends, as the plugin does. With the last instance the loader would unmap the drivers, which leak then and have crashed programs at exit.
+// Any thread may call it.
 class Instance {
  public:
-  // unavailable: no libvulkan, or no driver behind it. `validation`: with the layer of that name, whose errors then fail the calls that check them.
-  static Result<std::unique_ptr<Instance>> create(sdk::Host host, bool validation);
+  // unavailable: no libvulkan, no driver behind it, or no validation layer; asking again tries again. The errors of the layer fail complaints().
+  static Result<const Instance*> get(sdk::Host host, bool validation);
   ~Instance();
   Instance(const Instance&) = delete;
   Instance& operator=(const Instance&) = delete;
@@ -110,6 +112,7 @@ class Instance {
 
  private:
   Instance();
+  static Result<std::unique_ptr<Instance>> create(sdk::Host host, bool validation);
   void* library_ = nullptr;
   Api api_;
   VkInstance instance_ = VK_NULL_HANDLE;

@@ -45,7 +45,7 @@ struct VulkanBackend {
   };
 
   static Result<uint32_t> device_count(sdk::Host host) {
-    FTH_ASSIGN_OR_RETURN(const std::unique_ptr<Instance> instance, Instance::create(host, false));
+    FTH_ASSIGN_OR_RETURN(const Instance* const instance, Instance::get(host, false));
     FTH_ASSIGN_OR_RETURN(const std::vector<VkPhysicalDevice> devices, instance->physical_devices());
     return static_cast<uint32_t>(devices.size());
   }

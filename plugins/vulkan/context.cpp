@@ -38,7 +38,7 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 
 Result<std::unique_ptr<Context>> Context::open(sdk::Host host, uint32_t index, const Settings& settings) {
   std::unique_ptr<Context> self(new Context(host, settings));
-  FTH_ASSIGN_OR_RETURN(self->instance_, Instance::create(host, settings.validation));
+  FTH_ASSIGN_OR_RETURN(self->instance_, Instance::get(host, settings.validation));
   self->api_ = self->instance_->api();
   FTH_RETURN_IF_ERROR(self->check_device(index));
   FTH_RETURN_IF_ERROR(self->make_device());

@@ -113,7 +113,7 @@ class Context {
 
   sdk::Host host_;
   Settings settings_;
-  std::unique_ptr<Instance> instance_;
+  const Instance* instance_ = nullptr;
   Api api_;
   VkPhysicalDevice physical_ = VK_NULL_HANDLE;
   VkPhysicalDeviceProperties properties_{};
