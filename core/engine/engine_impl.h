@@ -56,7 +56,7 @@ struct Engine::Impl {
   Buffer slots;  // the store's memory
   HostBlock dense, embedding_rows;
   std::map<const std::byte*, std::byte*> dense_place;  // mapped data -> its copy in `dense`
-  std::vector<ReadFile> files;                             // of the model
+  std::vector<ReadFile> files;                         // of the model
   Weight embedding;                                    // embedding_rows as the embed segment's table; empty: the whole table is at hand
   bool streamed() const { return plan.expert_slots > 0; }
 
