@@ -1,6 +1,6 @@
 // Opening libvulkan, the instance, and the names of results.
 
-#include "plugins/vulkan/api.h"
+#include "backends/vulkan/api.h"
 
 #include <dlfcn.h>
 

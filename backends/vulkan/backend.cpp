@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <charconv>
 
-#include "plugins/vulkan/executable.h"
+#include "backends/vulkan/executable.h"
 
 namespace fth::vulkan {
 namespace {

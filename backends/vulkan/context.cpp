@@ -1,6 +1,6 @@
 // Opening a device, its command buffers and its clock.
 
-#include "plugins/vulkan/context.h"
+#include "backends/vulkan/context.h"
 
 #include <algorithm>
 #include <bit>

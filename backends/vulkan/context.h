@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "plugins/vulkan/api.h"
+#include "backends/vulkan/api.h"
 
 namespace fth::vulkan {
 

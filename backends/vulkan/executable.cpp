@@ -1,6 +1,6 @@
 // Recording, binding and running a segment.
 
-#include "plugins/vulkan/executable.h"
+#include "backends/vulkan/executable.h"
 
 #include <algorithm>
 #include <cmath>

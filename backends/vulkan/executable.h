@@ -2,7 +2,7 @@
 // A compiled segment: one command buffer, recorded once. What changes from submit to submit, addresses and scalars, is in a small buffer that the
 // shaders read; a submit fills it and queues the commands.
 
-#include "plugins/vulkan/plan.h"
+#include "backends/vulkan/plan.h"
 
 namespace fth::vulkan {
 

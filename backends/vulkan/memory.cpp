@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "core/base/bytes.h"
-#include "plugins/vulkan/context.h"
+#include "backends/vulkan/context.h"
 
 namespace fth::vulkan {
 namespace {

@@ -9,7 +9,7 @@
 #include <fstream>
 
 #include "core/base/bytes.h"
-#include "plugins/vulkan/context.h"
+#include "backends/vulkan/context.h"
 
 namespace fth::vulkan {
 namespace {

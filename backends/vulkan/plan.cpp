@@ -1,6 +1,6 @@
 // plan_segment(): ops to dispatches, then a place in the workspace for what lives inside one submit.
 
-#include "plugins/vulkan/plan.h"
+#include "backends/vulkan/plan.h"
 
 #include <algorithm>
 #include <bit>

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "plugins/vulkan/context.h"
+#include "backends/vulkan/context.h"
 
 namespace fth::vulkan {
 

@@ -117,7 +117,7 @@ class RealDevice(OnDevice, unittest.TestCase):
         for device in self.devices():
             for options in ("subgroups=on", "subgroups=off", "mapped=off"):
                 done = subprocess.run([os.environ["FTH_CONFORMANCE"], "--backend", PLUGIN, "--device", device.split(":")[1], "--options", options,
-                                       "--expect", ROOT / "plugins/vulkan/conformance.txt"], capture_output=True, text=True, timeout=600)
+                                       "--expect", ROOT / "backends/vulkan/conformance.txt"], capture_output=True, text=True, timeout=600)
                 self.assertEqual(done.returncode, 0, f"{device} {options}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
                 print(done.stdout.strip())
 
