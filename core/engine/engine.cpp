@@ -37,7 +37,7 @@ double measure_copy(const Device& device) {
 
 Segment Engine::Impl::build(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose) const {
   switch (kind) {
-    case SegmentKind::embed: return embed_segment(*model, bucket);
+    case SegmentKind::embed: return embed_segment(*model, embedding ? embedding : model->token_embd, bucket);
     case SegmentKind::router: return router_segment(*model, layer, bucket);
     case SegmentKind::attention: return attention_segment(*model, layer, bucket, shapes, expose);
     case SegmentKind::experts: return experts_segment(*model, layer, bucket);
@@ -53,12 +53,14 @@ Result<const Buffer*> Engine::Impl::weight(size_t device_index, const Weight& w)
   if (const auto found = weights.find(key); found != weights.end()) return &found->second;
   Device& d = device(device_index);
   Buffer buffer;
+  const auto copy = dense_place.find(w.data);
+  // The mapping is read-only; devices get it for WEIGHT and SLOTS bindings, which they only read.
+  std::byte* const data = copy != dense_place.end() ? copy->second : const_cast<std::byte*>(w.data);
   if (d.reads_host_memory()) {
-    // The mapping is read-only; devices get it for WEIGHT and SLOTS bindings, which they only read.
-    FTH_ASSIGN_OR_RETURN(buffer, d.import_host(const_cast<std::byte*>(w.data), w.bytes));
+    FTH_ASSIGN_OR_RETURN(buffer, d.import_host(data, w.span_bytes()));
   } else {
-    FTH_ASSIGN_OR_RETURN(buffer, d.alloc(w.bytes));
-    FTH_RETURN_IF_ERROR(buffer.write(0, w.data, w.bytes));
+    FTH_ASSIGN_OR_RETURN(buffer, d.alloc(w.span_bytes()));
+    FTH_RETURN_IF_ERROR(buffer.write(0, data, w.span_bytes()));
   }
   return &weights.emplace(key, std::move(buffer)).first->second;
 }
@@ -186,12 +188,8 @@ Result<> Engine::Impl::decide() {
   }
   add(SegmentKind::head, -1);
   // Tied: the table is one and the same.
-  if (model->output.data == model->token_embd.data) segments.front().weight_bytes = 0;
-
-  std::vector<Arena> fixed;
-  fixed.push_back({"program", "ram", resident_memory() + kProgramSlack});
-  if (experts > 0) fixed.push_back({"experts", "ram", experts});
-  fixed.push_back({"activations", "ram", activation_bytes(*this)});
+  const bool tied = model->output.data == model->token_embd.data;
+  if (tied) segments.front().weight_bytes = 0;
 
   PlanOptions p;
   p.ram_budget = options.ram_budget;
@@ -202,7 +200,43 @@ Result<> Engine::Impl::decide() {
   p.rules = options.rules;
   p.n_ctx = options.n_ctx;
   p.ubatch = options.ubatch;
-  FTH_ASSIGN_OR_RETURN(plan, make_plan(std::move(devices), std::move(segments), fixed, model->bytes_per_token(), p));
+  const uint64_t program = resident_memory() + kProgramSlack;
+  const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand) {
+    std::vector<Arena> fixed = {{"program", "ram", program}, {"activations", "ram", activation_bytes(*this)}};
+    if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
+    auto mine = segments;
+    if (embedding_on_demand && !tied) {
+      mine.front().weight_bytes = 0;
+      fixed.push_back({"embedding rows", "ram", static_cast<uint64_t>(shapes.max_bucket) * row_bytes(model->token_embd.dtype, c.n_embd)});
+    }
+    return make_plan(devices, std::move(mine), fixed, model->bytes_per_token(), p);
+  };
+  if (options.experts == ExpertPlacement::streamed && !c.is_sparse())
+    return fail(Code::invalid_argument, "experts cannot be streamed: the model is dense and has none");
+  auto whole = plan_with("experts", experts, false);
+  const bool may_stream = c.is_sparse() && options.experts != ExpertPlacement::resident;
+  const bool no_room = !whole && whole.error().code == Code::resource_exhausted;
+  if (may_stream && (no_room || options.experts == ExpertPlacement::streamed)) {
+    FTH_ASSIGN_OR_RETURN(const uint64_t slot, ExpertStore::slot_bytes(expert_source(*model)));
+    const int64_t all = c.n_layer * c.n_expert;
+    int64_t n = options.stream.slots != 0 ? options.stream.slots : c.top_k;
+    if (n < c.top_k || n > all)
+      return fail(Code::invalid_argument,
+                  std::to_string(n) + " expert slots: " + std::to_string(c.top_k) + " to " + std::to_string(all) + " are possible");
+    FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true));
+    if (options.stream.slots == 0 && plan.ram_limit == 0) n = all;
+    if (options.stream.slots == 0 && plan.ram_limit != 0)
+      n = std::min(all, n + static_cast<int64_t>((plan.ram_limit - plan.ram_bytes) / slot));
+    FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true));
+    plan.expert_slots = n;
+    if (const int64_t cycle = c.n_layer * c.top_k; n < 2 * cycle)
+      plan.notes.push_back(std::to_string(n) + " expert slots are fewer than two tokens' experts (" + std::to_string(2 * cycle) +
+                           "): most experts will be read again for every token; --ram " +
+                           std::to_string((plan.ram_bytes + static_cast<uint64_t>(2 * cycle - n) * slot) / kMiB + 1) + "MiB holds two");
+    if (!c.packed) plan.notes.push_back("experts are streamed from an unpacked file, three reads each; `forethought pack` makes it one");
+  } else {
+    FTH_ASSIGN_OR_RETURN(plan, std::move(whole));
+  }
   placed.assign(kSegmentKinds * static_cast<size_t>(c.n_layer + 1), 0);
   for (const Placement& q : plan.placements)
     placed[static_cast<size_t>(q.kind) * static_cast<size_t>(c.n_layer + 1) + static_cast<size_t>(q.layer + 1)] = q.device;
@@ -210,12 +244,21 @@ Result<> Engine::Impl::decide() {
 }
 
 Result<> Engine::Impl::make_resident() {
-  if (options.on_load)
+  if (streamed()) {
+    FTH_RETURN_IF_ERROR(make_streamed());
+  } else if (options.on_load) {
     model->file.prefault([](void* self, uint64_t done, uint64_t total) { (*static_cast<decltype(options.on_load)*>(self))(done, total); },
                          &options.on_load);
-  else
+  } else {
     model->file.prefault(nullptr, nullptr);
+  }
+  FTH_RETURN_IF_ERROR(make_workspaces());
+  // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use.
+  for (const Placement& p : plan.placements) FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Expose::no));
+  return {};
+}
 
+Result<> Engine::Impl::make_workspaces() {
   workspace_blocks.resize(registry->devices().size());
   workspaces.resize(registry->devices().size());
   for (const Arena& arena : plan.arenas) {
@@ -231,8 +274,6 @@ Result<> Engine::Impl::make_resident() {
       }
     }
   }
-  // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use.
-  for (const Placement& p : plan.placements) FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Expose::no));
   return {};
 }
 

@@ -28,6 +28,19 @@
 
 namespace fth {
 
+// Where the experts' weights live while the model runs.
+enum class ExpertPlacement { automatic, resident, streamed };  // automatic: resident when all fit the budget
+
+struct StreamOptions {  // docs/memory.md
+  int64_t slots = 0;    // experts kept in RAM; 0: as many as the budget leaves room for
+  std::string reader = "auto", policy = "auto";
+  uint32_t queue_depth = 0;        // 0: the reader's default
+  bool direct = true;              // past the page cache where the file system can
+  bool guess = true;               // read ahead for the next layer what its router says of this layer's input
+  bool verify = false;             // check each expert's checksum as it lands (packed models)
+  std::filesystem::path warm_set;  // read at the start when it exists, written by save_warm_set(); empty: none
+};
+
 struct EngineOptions {
   std::filesystem::path model;
   std::vector<Override> overrides;
@@ -41,7 +54,9 @@ struct EngineOptions {
   std::string device;
   std::vector<PlacementRule> rules;
   double bytes_per_second = 0;  // measured memory bandwidth of the host, 0 when unknown; feeds the cost model
-  bool plan_only = false;       // stop after the plan: no weight is touched, sessions are refused
+  ExpertPlacement experts = ExpertPlacement::automatic;
+  StreamOptions stream;
+  bool plan_only = false;                                      // stop after the plan: no weight is touched, sessions are refused
   std::function<void(uint64_t done, uint64_t total)> on_load;  // bytes made resident, from open()'s thread
 };
 
@@ -59,6 +74,11 @@ class Engine {
   const std::string& template_note() const;
   Registry& registry();
   const EngineOptions& options() const;  // with the defaults filled in
+
+  // How experts are read, "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse"; empty when they are resident.
+  std::string streaming() const;
+  // Writes which experts were used how often to options().stream.warm_set. Nothing when experts are resident or there is no such path.
+  Result<> save_warm_set() const;
 
   // resource_exhausted when the KV cache cannot be allocated.
   Result<Session> new_session();

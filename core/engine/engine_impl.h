@@ -14,6 +14,7 @@
 #include "core/engine/memory.h"
 #include "core/engine/routing.h"
 #include "core/engine/segments.h"
+#include "core/experts/expert_store.h"
 
 namespace fth {
 
@@ -48,7 +49,16 @@ struct Engine::Impl {
   std::map<std::pair<size_t, const std::byte*>, Buffer> weights;  // by device and data
   std::vector<HostBlock> workspace_blocks;                        // [device], host-memory devices only
   std::vector<Buffer> workspaces;                                 // [device]
-  std::vector<std::unique_ptr<Compiled>> compiled;                // see slot()
+  std::vector<std::unique_ptr<Compiled>> compiled;                // see get()
+
+  // Streamed experts only: dense weights read into one block, embedding rows read when a token needs them, experts in the store's slots.
+  std::unique_ptr<ExpertStore> store;
+  Buffer slots;  // the store's memory
+  HostBlock dense, embedding_rows;
+  std::map<const std::byte*, std::byte*> dense_place;  // mapped data -> its copy in `dense`
+  std::vector<File> files;                             // of the model
+  Weight embedding;                                    // embedding_rows as the embed segment's table; empty: the whole table is at hand
+  bool streamed() const { return plan.expert_slots > 0; }
 
   size_t device_for(SegmentKind kind, int64_t layer) const {
     return placed[static_cast<size_t>(kind) * static_cast<size_t>(model->config.n_layer + 1) + static_cast<size_t>(layer + 1)];
@@ -63,7 +73,13 @@ struct Engine::Impl {
   Result<> detect();  // devices and spaces
   Result<> decide();  // the plan
   Result<> make_resident();
+  Result<> make_streamed();
+  Result<> make_workspaces();
+  // Rows of the embedding into embedding_rows, in order.
+  Result<> read_embedding_rows(std::span<const int32_t> ids);
 };
+
+ExpertSource expert_source(const Model& model);  // [streaming.cpp]
 
 // The KV cache of one layer, in the memory of the device that runs its attention.
 struct LayerCache {
@@ -80,6 +96,12 @@ struct Area {
   uint32_t valid = 0;  // bit s: space s is current
 };
 
+// An expert that an EXPERTS run uses: its place in the routing, and where its matrices lie.
+struct BoundExpert {
+  size_t slot = 0;  // index into Routing::experts
+  uint64_t gate = 0, up = 0, down = 0;
+};
+
 struct Session::Impl {
   Engine::Impl* engine = nullptr;
   std::vector<int32_t> tokens;
@@ -92,7 +114,12 @@ struct Session::Impl {
   std::map<std::pair<size_t, SegmentKind>, SegmentTime> times;
   Inspect inspect;
   ForceRouting force_routing;
+  OnRouting on_routing;
   std::vector<fth_binding> bindings;
+  std::vector<BoundExpert> bound;    // of the EXPERTS run at hand
+  std::vector<int32_t> begin, rows;  // its tables
+  std::vector<int32_t> order;        // the layer's experts as they are requested
+  Routing guessed;
 
   static Result<std::unique_ptr<Impl>> make(Engine::Impl& engine);
 

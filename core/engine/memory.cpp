@@ -1,6 +1,7 @@
 // mmap for blocks; /proc and cgroup files for what is free.
 #include "core/engine/memory.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -42,6 +43,39 @@ HostBlock& HostBlock::operator=(HostBlock&& o) noexcept {
 
 HostBlock::~HostBlock() {
   if (data_ != nullptr) ::munmap(data_, bytes_);
+}
+
+Result<File> File::open(const std::filesystem::path& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return fail(errno == ENOENT ? Code::not_found : Code::failed_precondition, path.string() + ": " + std::strerror(errno));
+  return File(fd, path.string());
+}
+
+File::File(File&& o) noexcept : fd_(std::exchange(o.fd_, -1)), name_(std::move(o.name_)) {}
+
+File& File::operator=(File&& o) noexcept {
+  std::swap(fd_, o.fd_);
+  std::swap(name_, o.name_);
+  return *this;
+}
+
+File::~File() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Result<> File::read(uint64_t offset, std::byte* to, uint64_t bytes) const {
+  while (bytes > 0) {
+    const ssize_t n = ::pread(fd_, to, std::min<uint64_t>(bytes, 64 * kMiB), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return fail(Code::unavailable, name_ + ": reading at " + std::to_string(offset) + ": " + std::strerror(errno));
+    if (n == 0)
+      return fail(Code::data_loss, name_ + ": ends at " + std::to_string(offset) + ", " + std::to_string(bytes) +
+                                       " bytes short; it was changed while the model was open");
+    to += n;
+    offset += static_cast<uint64_t>(n);
+    bytes -= static_cast<uint64_t>(n);
+  }
+  return {};
 }
 
 namespace {

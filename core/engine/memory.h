@@ -3,6 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
+#include <string>
+#include <utility>
 
 #include "core/base/result.h"
 
@@ -23,6 +26,23 @@ class HostBlock {
  private:
   std::byte* data_ = nullptr;
   uint64_t bytes_ = 0;
+};
+
+// A file that is read at offsets; closed with the object.
+class File {
+ public:
+  // not_found or failed_precondition, with the path and the system's reason.
+  static Result<File> open(const std::filesystem::path& path);
+  File(File&& o) noexcept;
+  File& operator=(File&& o) noexcept;
+  ~File();
+  // Exactly `bytes` bytes. data_loss when the file ends before, unavailable for an error of the device.
+  Result<> read(uint64_t offset, std::byte* to, uint64_t bytes) const;
+
+ private:
+  File(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
+  int fd_ = -1;
+  std::string name_;
 };
 
 // What this process may still take: the lesser of MemAvailable and the room below its memory cgroup's limit (v1 and v2). 0 when neither can be read.

@@ -121,10 +121,10 @@ int64_t kv_cells(const Layer& layer, const SegmentShapes& shapes) {
   return layer.window + shapes.max_bucket - 1;
 }
 
-Segment embed_segment(const Model& model, int64_t n_tokens) {
+Segment embed_segment(const Model& model, const Weight& rows, int64_t n_tokens) {
   Builder b = make(SegmentKind::embed, -1, n_tokens);
   const uint16_t ids = b.in(Port::ids, DType::i32, {n_tokens});
-  const uint16_t table = b.matrix(model.token_embd);
+  const uint16_t table = b.matrix(rows);
   const uint16_t x = b.out(Port::x, {n_tokens, model.config.n_embd});
   b.op(FTH_OP_EMBED, {ids, table}, {x});
   return b.take();
@@ -211,7 +211,7 @@ Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens) {
   const uint16_t down = b.bound(Port::expert_down, FTH_ROLE_SLOTS, l.down.dtype, {slots, l.down.rows, l.down.cols});
   const uint16_t out = b.out(Port::expert_out, {n_tokens * c.top_k, c.n_embd});
   b.op(FTH_OP_EXPERTS, {h, slot_begin, rows, gate, up, down}, {out},
-       {static_cast<double>(c.activation), static_cast<double>(c.top_k), c.down_transposed ? 1.0 : 0.0});
+       {static_cast<double>(c.activation), static_cast<double>(c.top_k), static_cast<double>(l.down_layout)});
   return b.take();
 }
 

@@ -62,7 +62,8 @@ struct SegmentShapes {
 // Cells of a layer's KV ring: all positions for a global layer, window + max_bucket - 1 for a sliding one if that is fewer.
 int64_t kv_cells(const Layer& layer, const SegmentShapes& shapes);
 
-Segment embed_segment(const Model& model, int64_t n_tokens);
+// table: the model's, or some of its rows under other ids.
+Segment embed_segment(const Model& model, const Weight& table, int64_t n_tokens);
 Segment router_segment(const Model& model, int64_t layer, int64_t n_tokens);
 // Attention, and for a dense layer its feed-forward part too.
 Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, const SegmentShapes& shapes, Expose expose);

@@ -11,6 +11,28 @@ namespace fth {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// Adds what the store did during this object's life to `to`.
+class Booked {
+ public:
+  Booked(const ExpertStore* store, IoStats& to) : store_(store), to_(to) {
+    if (store_ != nullptr) before_ = store_->stats();
+  }
+  Booked(const Booked&) = delete;
+  Booked& operator=(const Booked&) = delete;
+  ~Booked() {
+    if (store_ == nullptr) return;
+    const ExpertStats now = store_->stats();
+    to_ += {now.requested - before_.requested,   now.hits - before_.hits,       now.late - before_.late,
+            now.misses - before_.misses,         now.guesses - before_.guesses, now.wrong_guesses - before_.wrong_guesses,
+            now.bytes_read - before_.bytes_read, now.stall_s - before_.stall_s, now.io_s - before_.io_s};
+  }
+
+ private:
+  const ExpertStore* store_;
+  IoStats& to_;
+  ExpertStats before_;
+};
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 // Rows and bytes of every activation, for steps of up to `bucket` tokens. Returns the block's size.
@@ -87,6 +109,14 @@ Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine)
   return s;
 }
 
+IoStats& IoStats::operator+=(const IoStats& o) {
+  requested += o.requested, hits += o.hits, late += o.late, misses += o.misses;
+  guesses += o.guesses, wrong_guesses += o.wrong_guesses;
+  bytes_read += o.bytes_read;
+  stall_seconds += o.stall_seconds, io_seconds += o.io_seconds;
+  return *this;
+}
+
 Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
@@ -117,6 +147,7 @@ Result<std::span<const float>> Session::prefill(std::span<const int32_t> ids, co
   Impl& s = *impl_;
   const Config& c = s.engine->model->config;
   FTH_RETURN_IF_ERROR(check_ids(*this, c, ids));
+  const Booked booked(s.engine->store.get(), s.stats.prompt_io);
   const auto begin = Clock::now();
   const auto total = static_cast<int64_t>(ids.size());
   for (int64_t done = 0; done < total;) {
@@ -139,6 +170,7 @@ Result<std::span<const float>> Session::decode(int32_t id) {
   Impl& s = *impl_;
   const Config& c = s.engine->model->config;
   FTH_RETURN_IF_ERROR(check_ids(*this, c, {&id, 1}));
+  const Booked booked(s.engine->store.get(), s.stats.decode_io);
   const auto begin = Clock::now();
   FTH_ASSIGN_OR_RETURN(const uint64_t bytes, step(s, {&id, 1}, n_past(), Want::last_logits, {}));
   s.tokens.push_back(id);
@@ -151,6 +183,7 @@ Result<std::span<const float>> Session::decode(int32_t id) {
 Result<> Session::prefill_all(std::span<const int32_t> ids, const OnRows& on_rows) {
   Impl& s = *impl_;
   FTH_RETURN_IF_ERROR(check_ids(*this, s.engine->model->config, ids));
+  const Booked booked(s.engine->store.get(), s.stats.prompt_io);
   const auto begin = Clock::now();
   for (size_t done = 0; done < ids.size();) {
     const size_t n = std::min(static_cast<size_t>(s.engine->options.ubatch), ids.size() - done);
@@ -204,6 +237,7 @@ void Session::reset_stats() {
 }
 
 void Session::set_inspect(Inspect inspect) { impl_->inspect = std::move(inspect); }
+void Session::set_on_routing(OnRouting on_routing) { impl_->on_routing = std::move(on_routing); }
 void Session::set_force_routing(ForceRouting force) { impl_->force_routing = std::move(force); }
 
 }  // namespace fth

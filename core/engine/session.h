@@ -23,11 +23,22 @@ struct SegmentTime {
   uint64_t bytes = 0;  // of weights and KV read
 };
 
+// Reads of experts, in the part of a session that they belong to. All zero when experts are resident.
+struct IoStats {
+  uint64_t requested = 0, hits = 0, late = 0, misses = 0;  // experts asked for; resident; being read; read because they were asked for
+  uint64_t guesses = 0, wrong_guesses = 0;
+  uint64_t bytes_read = 0;
+  double stall_seconds = 0;  // waiting for storage
+  double io_seconds = 0;     // with at least one read in flight
+  IoStats& operator+=(const IoStats& o);
+};
+
 struct Stats {
   int64_t prompt_tokens = 0, decode_tokens = 0, reused_tokens = 0;
   double prompt_seconds = 0, decode_seconds = 0;
   uint64_t decode_bytes = 0;  // weights and KV read while decoding
   uint64_t copied_bytes = 0;  // between devices
+  IoStats prompt_io, decode_io;
   std::vector<SegmentTime> segments;
 };
 
@@ -37,6 +48,9 @@ using Inspect = std::function<void(std::string_view name, int64_t first_pos, int
 
 // Replaces the router's choice: fills ids [rows, top_k] for the tokens at first_pos .. first_pos + rows - 1 of a layer. For comparisons only.
 using ForceRouting = std::function<void(int64_t layer, int64_t first_pos, int64_t rows, int32_t* ids)>;
+
+// The experts of each token of a step at one layer: ids [rows, top_k], by rank.
+using OnRouting = std::function<void(int64_t layer, int64_t first_pos, int64_t rows, int64_t top_k, const int32_t* ids)>;
 
 class Session {
  public:
@@ -68,6 +82,7 @@ class Session {
   void reset_stats();
   void set_inspect(Inspect inspect);
   void set_force_routing(ForceRouting force);
+  void set_on_routing(OnRouting on_routing);
 
   struct Impl;
   explicit Session(std::unique_ptr<Impl> impl);

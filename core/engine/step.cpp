@@ -1,7 +1,9 @@
 // The token loop: one step of the model over up to a ubatch of tokens. Segments run where the plan put them; activations move between devices only
 // when the reader's memory does not hold the current value.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "core/base/check.h"
@@ -26,7 +28,12 @@ class Step {
   uint64_t bytes() const { return bytes_; }  // of weights and KV read so far
 
   Result<> run(Want want, const OnRows& on_rows) {
-    std::memcpy(s_.host<int32_t>(Port::ids), ids_.data(), ids_.size_bytes());
+    if (e_.embedding) {  // only these rows are read, in order
+      FTH_RETURN_IF_ERROR(e_.read_embedding_rows(ids_));
+      std::iota(s_.host<int32_t>(Port::ids), s_.host<int32_t>(Port::ids) + n_, 0);
+    } else {
+      std::memcpy(s_.host<int32_t>(Port::ids), ids_.data(), ids_.size_bytes());
+    }
     written_by_host(Port::ids);
     FTH_RETURN_IF_ERROR(submit(SegmentKind::embed, -1));
     FTH_RETURN_IF_ERROR(look("embd", Port::x, config_.n_embd, -1));
@@ -34,12 +41,13 @@ class Step {
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
       // Router first: the layer's experts are known before its attention starts (arXiv 2507.20984, section 3.2).
       if (config_.is_sparse()) FTH_RETURN_IF_ERROR(route(layer));
+      if (e_.store) FTH_RETURN_IF_ERROR(request_experts(layer));  // their reads run while attention computes
       FTH_RETURN_IF_ERROR(submit(SegmentKind::attention, layer));
       FTH_RETURN_IF_ERROR(look("attn_norm", Port::norm, config_.n_embd, layer));
       if (config_.is_sparse()) {
         FTH_RETURN_IF_ERROR(look("ffn_inp", Port::y, config_.n_embd, layer));
         FTH_RETURN_IF_ERROR(look("ffn_norm", Port::h, config_.n_embd, layer));
-        FTH_RETURN_IF_ERROR(submit(SegmentKind::experts, layer));
+        FTH_RETURN_IF_ERROR(e_.store ? run_streamed_experts(layer) : run_resident_experts(layer));
         FTH_RETURN_IF_ERROR(submit(SegmentKind::combine, layer));  // ranks in order: arrival never reaches a sum
         FTH_RETURN_IF_ERROR(look_at_experts_sum(layer));
       } else {
@@ -82,13 +90,84 @@ class Step {
       s_.inspect("ffn_moe_topk-" + std::to_string(layer), pos_, n_, config_.top_k, ids.data());
       s_.inspect("ffn_moe_weights_norm-" + std::to_string(layer), pos_, n_, config_.top_k, r.gates.data());
     }
-    const auto put = [&](Port port, const auto& values) {
-      std::memcpy(s_.host<std::byte>(port), values.data(), values.size() * sizeof values[0]);
-      written_by_host(port);
-    };
+    if (s_.on_routing) s_.on_routing(layer, pos_, n_, config_.top_k, r.ids.data());
+    put(Port::gates, r.gates);
+    return {};
+  }
+
+  void put(Port port, const auto& values) {
+    std::memcpy(s_.host<std::byte>(port), values.data(), values.size() * sizeof values[0]);
+    written_by_host(port);
+  }
+
+  Result<> run_resident_experts(int64_t layer) {
+    const Layer& l = e_.model->layers[static_cast<size_t>(layer)];
+    const Routing& r = s_.routing;
+    s_.bound.clear();
+    for (size_t slot = 0; slot < r.experts.size(); ++slot) {
+      const auto e = static_cast<uint64_t>(r.experts[slot]);
+      s_.bound.push_back({slot, e * l.gate.stride, e * l.up.stride, e * l.down.stride});
+    }
     put(Port::slot_begin, r.slot_begin);
     put(Port::rows, r.rows);
-    put(Port::gates, r.gates);
+    return submit(SegmentKind::experts, layer);
+  }
+
+  // More experts than slots (a batch under a small budget): in groups, one computing while the next is read, each read once.
+  Result<> request_experts(int64_t layer) {
+    const auto n_slots = static_cast<size_t>(e_.store->n_slots());
+    s_.order = s_.routing.experts;
+    std::stable_partition(s_.order.begin(), s_.order.end(), [&](int32_t e) { return e_.store->is_resident(layer, e); });
+    group_ = s_.order.size() <= n_slots ? s_.order.size() : std::max<size_t>(n_slots / 2, 1);
+    requested_ = 0;
+    FTH_RETURN_IF_ERROR(request_group(layer));
+    if (n_ == 1 && layer + 1 < config_.n_layer && e_.options.stream.guess && !s_.inspect) FTH_RETURN_IF_ERROR(guess(layer + 1));
+    return {};
+  }
+
+  Result<> request_group(int64_t layer) {
+    const auto group = std::span<const int32_t>(s_.order).subspan(requested_, std::min(group_, s_.order.size() - requested_));
+    if (group.empty()) return {};
+    FTH_ASSIGN_OR_RETURN(next_lease_, e_.store->request(layer, group));
+    requested_ += group.size();
+    return {};
+  }
+
+  // What the next layer's router says of this layer's input: often right, and early.
+  Result<> guess(int64_t layer) {
+    FTH_RETURN_IF_ERROR(submit(SegmentKind::router, layer));
+    FTH_RETURN_IF_ERROR(fetch_to_host(Port::router_logits));
+    const std::span<const float> logits(s_.host<float>(Port::router_logits), static_cast<size_t>(n_ * config_.n_expert));
+    FTH_RETURN_IF_ERROR(choose_experts(config_, logits, n_, &s_.guessed));
+    e_.store->guess(layer, s_.guessed.ids);
+    return {};
+  }
+
+  Result<> run_streamed_experts(int64_t layer) {
+    const Routing& r = s_.routing;
+    for (bool more = true; more;) {
+      ExpertStore::Lease lease = std::move(next_lease_);
+      more = requested_ < s_.order.size();
+      const bool two_fit = 2 * group_ <= static_cast<size_t>(e_.store->n_slots());
+      if (more && two_fit) FTH_RETURN_IF_ERROR(request_group(layer));
+      for (;;) {
+        FTH_ASSIGN_OR_RETURN(const std::span<const ExpertPlace> places, lease.next());
+        if (places.empty()) break;
+        s_.bound.clear(), s_.begin.clear(), s_.rows.clear();
+        for (const ExpertPlace& place : places) {
+          const auto slot = static_cast<size_t>(std::lower_bound(r.experts.begin(), r.experts.end(), place.expert) - r.experts.begin());
+          s_.bound.push_back({slot, place.gate, place.up, place.down});
+          s_.begin.push_back(static_cast<int32_t>(s_.rows.size()));
+          s_.rows.insert(s_.rows.end(), r.rows.begin() + r.slot_begin[slot], r.rows.begin() + r.slot_begin[slot + 1]);
+        }
+        s_.begin.push_back(static_cast<int32_t>(s_.rows.size()));
+        put(Port::slot_begin, s_.begin);
+        put(Port::rows, s_.rows);
+        FTH_RETURN_IF_ERROR(submit(SegmentKind::experts, layer));
+      }
+      lease = {};
+      if (more && !two_fit) FTH_RETURN_IF_ERROR(request_group(layer));
+    }
     return {};
   }
 
@@ -129,7 +208,7 @@ class Step {
     }
     if (c->workspace_bytes > 0) s_.bindings.push_back(e_.workspaces[c->device].at(0, c->workspace_bytes));
 
-    const auto n_slots = static_cast<int64_t>(kind == SegmentKind::experts ? s_.routing.experts.size() : 0);
+    const auto n_slots = static_cast<int64_t>(kind == SegmentKind::experts ? s_.bound.size() : 0);
     const std::array<int64_t, FTH_SCALAR_COUNT> scalars = {n, pos_ + (is_head ? first_row_ : 0), n_slots};
     const auto begin = Clock::now();
     if (auto done = c->executable.run(s_.bindings, scalars); !done)
@@ -148,11 +227,13 @@ class Step {
   Result<> bind_experts(const Compiled& c, Port port, int64_t layer) {
     const Layer& l = e_.model->layers[static_cast<size_t>(layer)];
     const Weight& w = port == Port::expert_gate ? l.gate : port == Port::expert_up ? l.up : l.down;
-    FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, e_.weight(c.device, w));
-    const uint64_t bytes = w.expert_bytes();
-    for (const int32_t e : s_.routing.experts) s_.bindings.push_back(buffer->at(static_cast<uint64_t>(e) * bytes, bytes));
-    const auto unused = static_cast<size_t>(c.segment.n_slots) - s_.routing.experts.size();
-    s_.bindings.insert(s_.bindings.end(), unused, fth_binding{});
+    const Buffer* buffer = &e_.slots;
+    if (!e_.store) {
+      FTH_ASSIGN_OR_RETURN(buffer, e_.weight(c.device, w));
+    }
+    for (const BoundExpert& b : s_.bound)
+      s_.bindings.push_back(buffer->at(port == Port::expert_gate ? b.gate : port == Port::expert_up ? b.up : b.down, w.expert_bytes()));
+    s_.bindings.insert(s_.bindings.end(), static_cast<size_t>(c.segment.n_slots) - s_.bound.size(), fth_binding{});
     return {};
   }
 
@@ -229,6 +310,9 @@ class Step {
   int64_t n_, pos_;
   Expose expose_;
   int64_t first_row_ = 0, n_rows_ = 0;  // of the head run
+  // Streamed experts: the lease that was requested last, how many of order[] are requested, and how many at once.
+  ExpertStore::Lease next_lease_;
+  size_t requested_ = 0, group_ = 0;
   uint64_t bytes_ = 0;
 };
 

@@ -243,6 +243,11 @@ Result<> ExpertStore::Impl::check_request(int64_t layer, std::span<const int32_t
   return {};
 }
 
+bool ExpertStore::is_resident(int64_t layer, int32_t expert) const {
+  const uint32_t slot = impl_->slot_of[impl_->key(layer, expert)];
+  return slot != Impl::kNone && impl_->slots[slot].state == Impl::State::resident;
+}
+
 Result<ExpertStore::Lease> ExpertStore::request(int64_t layer, std::span<const int32_t> experts) {
   Impl& m = *impl_;
   m.collect(false);

@@ -20,18 +20,26 @@ namespace fth {
 enum class Gating { softmax = 1, sigmoid = 2 };
 enum class Activation { relu = 0, silu = 1 };
 enum class RopePairing { neox = 0, adjacent = 1 };
+// How an expert's down matrix is stored; the numbers are those of the EXPERTS op (plugins/abi/fth_ops.def). The last: core/model/neuron_major.h.
+enum class DownLayout { row_major = 0, by_neuron = 1, neuron_major = 2 };
 
 // A matrix, stack of matrices or vector in the mapped file; or some rows of one.
 struct Weight {
   std::string name;
   DType dtype = DType::f32;
-  int64_t experts = 1;  // matrices stacked; each is rows x cols, contiguous
+  int64_t experts = 1;  // matrices of the same shape; each is rows x cols, contiguous
   int64_t rows = 0;     // outputs (1 for a vector)
   int64_t cols = 0;     // inputs
   const std::byte* data = nullptr;
-  uint64_t bytes = 0;  // all experts
+  uint64_t bytes = 0;   // all experts
+  uint64_t stride = 0;  // from one expert to the next: expert_bytes(), or more where something lies between (packed models)
+  uint32_t file = 0;    // where the data lies: which part of the model's file, and the offset in it
+  uint64_t offset = 0;
   explicit operator bool() const { return data != nullptr; }
   uint64_t expert_bytes() const { return bytes / static_cast<uint64_t>(experts); }
+  uint64_t span_bytes() const {
+    return static_cast<uint64_t>(experts - 1) * stride + expert_bytes();
+  }  // from data, what lies between included
 };
 
 struct Layer {
@@ -41,6 +49,8 @@ struct Layer {
   Weight attn_norm, q, k, v, q_bias, k_bias, v_bias, attn_output, ffn_norm;
   // Sparse: router and expert stacks. Dense (experts == 0 in Config): gate, up, down with experts = 1.
   Weight router, gate, up, down;
+  DownLayout down_layout = DownLayout::row_major;
+  std::vector<uint64_t> xxh3;  // packed models: the checksum of each expert (core/model/packed.h)
 };
 
 struct Config {
@@ -55,7 +65,8 @@ struct Config {
   RopePairing rope_pairing = RopePairing::neox;
   Activation activation = Activation::relu;
   Gating gating = Gating::sigmoid;  // when n_expert > 0
-  bool down_transposed = false;     // expert down stored [n_ff, n_embd], a row per neuron
+  bool down_transposed = false;     // expert down stored [n_ff, n_embd], a row per neuron; of unpacked files
+  bool packed = false;              // an expert's matrices lie together (core/model/packed.h)
   bool is_sparse() const { return n_expert > 0; }
 };
 

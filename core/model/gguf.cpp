@@ -374,4 +374,9 @@ void Gguf::prefault(void (*progress)(void* self, uint64_t done, uint64_t total),
   }
 }
 
+void Gguf::release_pages() const {
+  for (const Mapping& mapping : impl_->mappings)
+    ::madvise(const_cast<std::byte*>(mapping.bytes().data()), mapping.bytes().size(), MADV_DONTNEED);
+}
+
 }  // namespace fth

@@ -80,6 +80,8 @@ class Gguf {
 
   // Asks the system to read the mapped data ahead; progress(done, total) in bytes, from this thread. Harmless to skip.
   void prefault(void (*progress)(void* self, uint64_t done, uint64_t total), void* self) const;
+  // Gives the mapped pages back: they stop counting as this process's memory, and are read again when touched.
+  void release_pages() const;
 
  private:
   struct Impl;

@@ -351,4 +351,9 @@ Result<GgufPart> parse_part(std::span<const std::byte> bytes, std::string_view n
   return Parser(bytes, name, file).run();
 }
 
+uint32_t ggml_number(DType type) {
+  const auto at = std::ranges::find(kGgmlTypes, std::optional(type), &GgmlType::here);
+  return static_cast<uint32_t>(at - std::begin(kGgmlTypes));
+}
+
 }  // namespace fth

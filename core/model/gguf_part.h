@@ -24,4 +24,7 @@ struct GgufPart {
 // `name` stands in messages; `file` is copied into each TensorInfo. Linear in bytes.size(), but for sorting keys and tensors.
 Result<GgufPart> parse_part(std::span<const std::byte> bytes, std::string_view name, uint32_t file);
 
+// The number that GGUF files have for a type.
+uint32_t ggml_number(DType type);
+
 }  // namespace fth

@@ -179,6 +179,9 @@ Result<Weight> ModelReader::checked(const TensorInfo& t, int64_t experts, int64_
   w.experts = experts, w.rows = rows, w.cols = cols;
   w.data = t.data;
   w.bytes = t.bytes;
+  w.stride = w.expert_bytes();
+  w.file = t.file;
+  w.offset = t.offset;
   return w;
 }
 
@@ -225,7 +228,8 @@ Weight ModelReader::rows_of(const Weight& whole, std::string_view suffix, int64_
   part.name = message(whole.name, ":", suffix);
   part.rows = count;
   part.data = whole.data + row * static_cast<uint64_t>(first);
-  part.bytes = row * static_cast<uint64_t>(count);
+  part.offset = whole.offset + row * static_cast<uint64_t>(first);
+  part.bytes = part.stride = row * static_cast<uint64_t>(count);
   return part;
 }
 

@@ -2,32 +2,40 @@
 
 #include <boost/json.hpp>
 #include <map>
+#include <set>
 
 #include "core/base/bytes.h"
 #include "core/model/config.h"
+#include "core/model/pack.h"
+#include "core/model/packed.h"
 #include "tools/cli/command.h"
+#include "tools/cli/interrupt.h"
 #include "tools/cli/open.h"
 #include "tools/cli/output.h"
+#include "tools/cli/progress.h"
 
 namespace fth::cli {
 namespace {
 
 constexpr std::string_view kHelp =
     "Shows the metadata and tensors of a GGUF file, totals per type, the size of an expert, and whether the file would run.\n"
-    "A file that is sound but would not run says why and ends with exit code 0; a malformed one with 4.\n\n"
+    "A file that is sound but would not run says why and ends with exit code 0; a malformed one with 4.\n"
+    "With --verify every slab of a packed model is read and compared with its checksum; a damaged one ends with 4.\n\n"
     "  forethought inspect model.gguf\n"
-    "  forethought inspect model.gguf --json --full\n";
+    "  forethought inspect model.gguf --json --full\n"
+    "  forethought inspect model.packed.gguf --verify\n";
 
 struct InspectFlags : CommonFlags {
   std::string model;
   std::vector<std::string> overrides;
-  bool full = false;
+  bool full = false, verify = false;
 };
 
 void describe(InspectFlags& f, po::options_description& options) {
   options.add_options()                                                                                     //
       ("model,m", po::value(&f.model)->value_name("FILE"), "the model, a GGUF file (default: as for run)")  //
       ("full", po::bool_switch(&f.full), "show long arrays and texts whole")                                //
+      ("verify", po::bool_switch(&f.verify), "check every expert of a packed model against its checksum")   //
       ("override", po::value(&f.overrides)->value_name("KEY=VALUE"), "replace a value of the model file, as for run");
   add_common(f, options, "print one JSON object");
 }
@@ -130,6 +138,31 @@ ExpertSizes expert_sizes(const Model& model) {
   return out;
 }
 
+struct Slabs {
+  std::set<DownLayout> down;
+  uint64_t largest = 0, bytes = 0;
+};
+Slabs slabs(const Model& model) {
+  Slabs out;
+  for (const Layer& layer : model.layers) {
+    out.down.insert(layer.down_layout);
+    out.largest = std::max(out.largest, layer.gate.stride);
+    out.bytes += layer.gate.stride * layer.xxh3.size();
+  }
+  return out;
+}
+
+// "packed: 32 layers of 32 slabs of 2.11 MiB, 0.1 % padding, down neuron_major"
+std::string packed_text(const Model& model) {
+  const Slabs s = slabs(model);
+  const double used = static_cast<double>(expert_sizes(model).all) / static_cast<double>(s.bytes);
+  std::string downs;
+  for (const DownLayout d : s.down) downs += (downs.empty() ? "" : " and ") + std::string(kDownLayoutNames[static_cast<size_t>(d)]);
+  return text("packed: %lld layers of %lld slabs of ", static_cast<long long>(model.config.n_layer),
+              static_cast<long long>(model.config.n_expert)) +
+         format_bytes(s.largest) + text(", %.1f %% padding, down ", 100 * (1 - used)) + downs;
+}
+
 std::string model_text(const Model& model) {
   const Config& c = model.config;
   std::string out =
@@ -144,6 +177,7 @@ std::string model_text(const Model& model) {
            format_bytes(e.smallest) + (e.largest > e.smallest ? " to " + format_bytes(e.largest) : "") + " each, " + format_bytes(e.all) +
            " together\n";
   }
+  if (c.packed) out += packed_text(model) + '\n';
   out += format_bytes(model.weight_bytes()) + " of weights, " + format_bytes(model.bytes_per_token()) + " of them read for one token\n";
   for (const std::string& note : model.notes) out += "note: " + printable(note) + '\n';
   return out;
@@ -199,10 +233,47 @@ boost::json::object inspect_json(const Gguf& file, const Result<Model>& model, b
   out["bytes_per_token"] = model->bytes_per_token();
   if (model->config.is_sparse()) {
     const ExpertSizes e = expert_sizes(*model);
+    if (model->config.packed) {
+      const Slabs s = slabs(*model);
+      boost::json::array down;
+      for (const Layer& layer : model->layers)
+        down.push_back(boost::json::string(kDownLayoutNames[static_cast<size_t>(layer.down_layout)]));
+      out["packed"] = {{"slab_bytes", s.largest}, {"slabs", expert_sizes(*model).count}, {"bytes", s.bytes}, {"down", std::move(down)}};
+    }
     out["experts"] = {{"per_layer", model->config.n_expert}, {"top_k", model->config.top_k}, {"count", e.count},
                       {"smallest_bytes", e.smallest},        {"largest_bytes", e.largest},   {"bytes", e.all}};
   }
   return out;
+}
+
+// Instead of the description: every damaged slab a line, exit code 4 if there is one.
+Result<int> verify(const Model& model, const InspectFlags& f) {
+  watch_interrupts(SecondPress::ends_the_program);
+  Progress progress("verifying", Progress::Unit::bytes, !f.quiet);
+  const auto damaged = verify_packed(
+      model, [&](uint64_t done, uint64_t total) { progress.update(done, total); }, interrupted);
+  progress.clear();
+  if (!damaged) return tl::unexpected<Error>(damaged.error());
+  const uint64_t count = expert_sizes(model).count;
+  if (f.json) {
+    boost::json::array list;
+    for (const DamagedSlab& d : *damaged) list.push_back({{"layer", d.layer}, {"expert", d.expert}});
+    FTH_RETURN_IF_ERROR(put(json_text({{"slabs", count}, {"bytes", slabs(model).bytes}, {"damaged", std::move(list)}})));
+  } else if (damaged->empty()) {
+    FTH_RETURN_IF_ERROR(put(text("%llu slabs checked, ", static_cast<unsigned long long>(count)) + format_bytes(slabs(model).bytes) +
+                            ": all are as they were packed\n"));
+  } else {
+    std::string out;
+    for (const DamagedSlab& d : *damaged)
+      out += text("damaged: layer %lld, expert %lld: xxh3 is %016llx, packed was %016llx\n", static_cast<long long>(d.layer),
+                  static_cast<long long>(d.expert), static_cast<unsigned long long>(d.found), static_cast<unsigned long long>(d.stated));
+    FTH_RETURN_IF_ERROR(put(out));
+  }
+  if (damaged->empty()) return 0;
+  return fail(Code::data_loss, printable(model.file.name()) +
+                                   text(": %zu of %llu slabs are damaged, the first is layer %lld, expert %lld; pack the model again",
+                                        damaged->size(), static_cast<unsigned long long>(count),
+                                        static_cast<long long>(damaged->front().layer), static_cast<long long>(damaged->front().expert)));
 }
 
 Result<int> run(InspectFlags& f) {
@@ -212,6 +283,13 @@ Result<int> run(InspectFlags& f) {
   FTH_ASSIGN_OR_RETURN(const Gguf file, Gguf::open(path));
   const Result<Model> model = load_model(path, overrides);
   if (!model && model.error().code == Code::invalid_argument) return tl::unexpected<Error>(model.error());  // an override, not the file
+  if (f.verify) {
+    if (!model) return tl::unexpected<Error>(model.error());
+    if (!model->config.packed)
+      return fail(Code::invalid_argument,
+                  printable(path.string()) + ": --verify: is not packed and has no checksums; `forethought pack` makes a packed model");
+    return verify(*model, f);
+  }
   FTH_RETURN_IF_ERROR(put(f.json ? json_text(inspect_json(file, model, f.full)) : inspect_text(file, model, f.full)));
   return 0;
 }

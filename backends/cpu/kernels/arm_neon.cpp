@@ -245,23 +245,29 @@ inline void add_neurons(Q8_0, const uint8_t* codes, const uint8_t* scales, const
   for (int i = 0; i < static_cast<int>(8 * B); ++i) add_group<Q8_0>(scales + 8 * i, part[i], d, s, sum + 4 * i);
 }
 
-// Bytes of four neurons for four outputs, an output's four adjacent.
-inline uint8x16_t four_neurons(const uint8_t* codes, int64_t step) {
-  uint32x4_t x = vdupq_n_u32(load_as<uint32_t>(codes));
-  x = vsetq_lane_u32(load_as<uint32_t>(codes + step), x, 1);
-  x = vsetq_lane_u32(load_as<uint32_t>(codes + 2 * step), x, 2);
-  x = vsetq_lane_u32(load_as<uint32_t>(codes + 3 * step), x, 3);
-  static const uint8_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  return vqtbl1q_u8(vreinterpretq_u8_u32(x), vld1q_u8(order));
+// 16 bytes of four neurons become 64, four adjacent for each place: four places in each vector.
+inline uint8x16x4_t four_neurons(const uint8_t* codes, int64_t step) {
+  const uint8x16_t x0 = vld1q_u8(codes), x1 = vld1q_u8(codes + step), x2 = vld1q_u8(codes + 2 * step), x3 = vld1q_u8(codes + 3 * step);
+  const uint16x8_t low0 = vreinterpretq_u16_u8(vzip1q_u8(x0, x1)), high0 = vreinterpretq_u16_u8(vzip2q_u8(x0, x1));
+  const uint16x8_t low1 = vreinterpretq_u16_u8(vzip1q_u8(x2, x3)), high1 = vreinterpretq_u16_u8(vzip2q_u8(x2, x3));
+  return {{vreinterpretq_u8_u16(vzip1q_u16(low0, low1)), vreinterpretq_u8_u16(vzip2q_u16(low0, low1)),
+           vreinterpretq_u8_u16(vzip1q_u16(high0, high1)), vreinterpretq_u8_u16(vzip2q_u16(high0, high1))}};
 }
-inline uint8x16_t neuron_codes(Q4_0, const uint8_t* codes, int64_t step, int64_t r) {
-  const uint8x16_t x = four_neurons(codes + r / 32 * 16 + r % 16, step);
-  return r % 32 < 16 ? vandq_u8(x, vdupq_n_u8(15)) : vshrq_n_u8(x, 4);
+inline void store_neuron_codes(Q4_0, const NeuronGroup& group, int64_t r0, uint8_t* out, int64_t panel_bytes) {
+  for (int64_t n = 0; n < 8; ++n, out += 16) {
+    const uint8x16x4_t x = four_neurons(group.codes + 4 * n * group.step + r0 / 2, group.step);
+    for (int64_t i = 0; i < 4; ++i) {
+      vst1q_u8(out + i * panel_bytes, vandq_u8(x.val[i], vdupq_n_u8(15)));
+      vst1q_u8(out + (i + 4) * panel_bytes, vshrq_n_u8(x.val[i], 4));
+    }
+  }
 }
-inline uint8x16_t neuron_codes(Q8_0, const uint8_t* codes, int64_t step, int64_t r) { return four_neurons(codes + r, step); }
-template <class Q>
-inline void store_neuron_codes(Q q, const NeuronGroup& group, int64_t r0, uint8_t* out) {
-  for (int64_t i = 0; i < 8; ++i) vst1q_u8(out + i * 16, neuron_codes(q, group.codes + 4 * i * group.step, group.step, r0));
+inline void store_neuron_codes(Q8_0, const NeuronGroup& group, int64_t r0, uint8_t* out, int64_t panel_bytes) {
+  for (int64_t n = 0; n < 8; ++n, out += 16)
+    for (int64_t half = 0; half < 2; ++half) {
+      const uint8x16x4_t x = four_neurons(group.codes + 4 * n * group.step + r0 + 16 * half, group.step);
+      for (int64_t i = 0; i < 4; ++i) vst1q_u8(out + (4 * half + i) * panel_bytes, x.val[i]);
+    }
 }
 
 #include "backends/cpu/kernels/float.inc"

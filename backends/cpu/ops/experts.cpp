@@ -286,11 +286,13 @@ Result<> run_step(const ExpertsStep& s, const Run& run) {
     if (x.columns(slot) > 0) x.neurons(slot, row0, std::min(neurons, s.ff - row0));
   });
 
-  // Whole blocks of a row per neuron; whole cache lines of neuron-major codes. A column alone needs no tile, and longer runs of a neuron read better.
+  // Whole blocks of a row per neuron; whole cache lines of neuron-major codes.
   const bool per_neuron = s.order == DownOrder::row_per_neuron;
   const int64_t unit = per_neuron ? traits(s.down_type).block : s.order == DownOrder::neuron_major ? kTileRows : 8;
   const bool tiles = s.order == DownOrder::row_major || (!per_neuron && most > 1);
-  const int64_t outputs = piece_size(s.width, busy, threads, unit, tiles ? kTileRows : s.width);
+  // A column alone needs no tile, and long runs of a neuron read better than short ones: fewer pieces.
+  const bool runs = s.order == DownOrder::neuron_major && most == 1;
+  const int64_t outputs = piece_size(s.width * (runs ? 4 : 1), busy, threads, unit, tiles ? kTileRows : s.width);
   const int64_t pieces = ceil_div(s.width, outputs);
   parallel(run.host, run.n_slots * pieces, [&](uint32_t item) {
     const int64_t slot = item / pieces, at = item % pieces * outputs, n = std::min(outputs, s.width - at);

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/model/arch/decoder.h"
+#include "core/model/packed.h"
 
 namespace fth {
 namespace {
@@ -72,6 +73,7 @@ Result<void> read_layout(ModelReader& reader, Model& model) {
 
 // Expert down matrices come as [n_embd, n_ff], or transposed, a row per neuron, from the authors' own engine.
 Result<void> read_down_layout(ModelReader& reader, Config& c) {
+  if (reader.file().find(kPackedVersion) != nullptr) return {};  // stated by layer
   const std::optional<std::string> given = reader.setting("down_layout");
   if (given && *given != "normal" && *given != "transposed")
     return fail(Code::invalid_argument, message("override 'down_layout' = ", in_quotes(*given), ": it must be normal or transposed"));
@@ -94,6 +96,8 @@ Result<void> read_experts(ModelReader& reader, Model& model, int64_t i) {
   Layer& layer = model.layers[static_cast<size_t>(i)];
   const int64_t down_rows = c.down_transposed ? c.n_ff : c.n_embd, down_cols = c.down_transposed ? c.n_embd : c.n_ff;
   FTH_ASSIGN_OR_RETURN(layer.router, reader.router(block_name(i, "ffn_gate_inp.weight"), c.n_expert, c.n_embd));
+  if (reader.file().find(kPackedVersion) != nullptr) return read_packed_experts(reader, model, i);
+  layer.down_layout = c.down_transposed ? DownLayout::by_neuron : DownLayout::row_major;
   FTH_ASSIGN_OR_RETURN(layer.gate, reader.stack(block_name(i, "ffn_gate_exps.weight"), c.n_expert, c.n_ff, c.n_embd));
   FTH_ASSIGN_OR_RETURN(layer.up, reader.stack(block_name(i, "ffn_up_exps.weight"), c.n_expert, c.n_ff, c.n_embd));
   FTH_ASSIGN_OR_RETURN(layer.down, reader.stack(block_name(i, "ffn_down_exps.weight"), c.n_expert, down_rows, down_cols));

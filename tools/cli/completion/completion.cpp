@@ -35,7 +35,7 @@ std::vector<Option> options_of(const Command& command) {
 }
 
 bool names_a_file(const Option& option) { return option.argument == "FILE" || option.argument == "PATH"; }
-bool takes_a_model(const Command& command) { return command.positional == "MODEL"; }
+bool takes_a_model(const Command& command) { return command.positional.starts_with("MODEL"); }
 
 // The first clause of the text, without what would end a quoted string in a shell.
 std::string brief(const std::string& about) {
@@ -73,7 +73,9 @@ std::string bash_script() {
       "  esac\n"
       "  if [[ $command == completion && $cur != -* ]]; then COMPREPLY=($(compgen -W 'bash zsh fish' -- \"$cur\")); return; fi\n"
       "  if [[ $files == *\" $prev \"* ]]; then compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- \"$cur\")); return; fi\n"
+      "  if [[ $prev == --experts ]]; then COMPREPLY=($(compgen -W 'auto resident streamed' -- \"$cur\")); return; fi\n"
       "  if [[ $prev == --kv-type ]]; then COMPREPLY=($(compgen -W 'f16 f32' -- \"$cur\")); return; fi\n"
+      "  if [[ $prev == --down ]]; then COMPREPLY=($(compgen -W 'auto row_major neuron_major' -- \"$cur\")); return; fi\n"
       "  if [[ $values == *\" $prev \"* ]]; then return; fi\n"
       "  if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W \"$options\" -- \"$cur\")); return; fi\n"
       "  if [[ $model ]]; then compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- \"$cur\")); fi\n"
