@@ -197,10 +197,7 @@ Result<ExpertSource> gguf_source(const std::filesystem::path& path, uint64_t* ex
     ExpertSource::Layer layer;
     if (l.router) {
       layer.n_expert = l.gate.experts;
-      const auto part = [&](const Weight& w) {
-        const TensorInfo* t = model.file.tensor(w.name);
-        return t == nullptr ? ExpertSource::Part{} : ExpertSource::Part{t->file, t->offset, w.expert_bytes(), w.expert_bytes()};
-      };
+      const auto part = [](const Weight& w) { return ExpertSource::Part{w.file, w.offset, w.expert_bytes(), w.stride}; };
       layer.gate = part(l.gate), layer.up = part(l.up), layer.down = part(l.down);
       *expert_bytes = layer.gate.bytes + layer.up.bytes + layer.down.bytes;
     }

@@ -244,6 +244,7 @@ Result<> ExpertStore::Impl::check_request(int64_t layer, std::span<const int32_t
 }
 
 bool ExpertStore::is_resident(int64_t layer, int32_t expert) const {
+  if (layer < 0 || layer >= static_cast<int64_t>(impl_->source.layers.size()) || expert < 0 || expert >= impl_->max_expert) return false;
   const uint32_t slot = impl_->slot_of[impl_->key(layer, expert)];
   return slot != Impl::kNone && impl_->slots[slot].state == Impl::State::resident;
 }
