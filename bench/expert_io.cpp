@@ -88,7 +88,7 @@ std::vector<int32_t> guessed(const Trace& trace, const Trace::Row& row, double a
   return ids;
 }
 
-// Every row of the trace through the store. `per_layer_s` (a simulation): seconds of storage for one missed expert; the clock is then a sum, not the wall.
+// Every row of the trace through the store. `per_expert_s` above 0, a simulation: seconds of storage for one missed expert; the clock is then a sum, not the wall.
 Result<Row> replay(const Trace& trace, ExpertStore* store, const Work& work, double per_expert_s) {
   const bool simulated = per_expert_s > 0;
   Row row;
@@ -197,10 +197,7 @@ Result<ExpertSource> gguf_source(const std::filesystem::path& path, uint64_t* ex
     ExpertSource::Layer layer;
     if (l.router) {
       layer.n_expert = l.gate.experts;
-      const auto part = [&](const Weight& w) {
-        const TensorInfo* t = model.file.tensor(w.name);
-        return t == nullptr ? ExpertSource::Part{} : ExpertSource::Part{t->file, t->offset, w.expert_bytes(), w.expert_bytes()};
-      };
+      const auto part = [](const Weight& w) { return ExpertSource::Part{w.file, w.offset, w.expert_bytes(), w.stride}; };
       layer.gate = part(l.gate), layer.up = part(l.up), layer.down = part(l.down);
       *expert_bytes = layer.gate.bytes + layer.up.bytes + layer.down.bytes;
     }
@@ -288,6 +285,8 @@ Result<> run(const po::variables_map& v) {
   Work work;
   work.attention_us = v["attention-us"].as<double>(), work.expert_us = v["expert-us"].as<double>();
   work.guess = v["guess"].as<double>();
+  if (work.guess >= 0 && gb_s > 0)
+    return fail(Code::invalid_argument, "--guess needs --file: a simulation has no clock for reads that nobody waits for");
   work.warmup = v.count("warmup") > 0 ? v["warmup"].as<int64_t>() : trace.n_tokens / 8;
   if (work.warmup < 0 || work.warmup >= trace.n_tokens) return fail(Code::invalid_argument, "--warmup has to leave tokens");
   uint64_t expert_bytes = v["expert-bytes"].as<uint64_t>();

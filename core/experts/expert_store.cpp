@@ -210,6 +210,16 @@ void ExpertStore::Impl::settle_guesses(int64_t layer, std::span<const int32_t> e
   }
 }
 
+bool ExpertStore::Impl::drop_guess() {
+  const auto it = std::find_if(guessed.begin(), guessed.end(), [this](uint32_t slot) {
+    return slots[slot].state == State::loading && slots[slot].pins == 0 && loader->cancel(slot);
+  });
+  if (it == guessed.end()) return false;
+  ++counts.wrong_guesses;
+  empty(*it);
+  return true;
+}
+
 Result<> ExpertStore::Impl::check_request(int64_t layer, std::span<const int32_t> experts) const {
   if (layer < 0 || layer >= static_cast<int64_t>(source.layers.size()))
     return fail(Code::invalid_argument, "expert store: layer " + std::to_string(layer) + " of " + std::to_string(source.layers.size()));
@@ -234,6 +244,7 @@ Result<> ExpertStore::Impl::check_request(int64_t layer, std::span<const int32_t
 }
 
 bool ExpertStore::is_resident(int64_t layer, int32_t expert) const {
+  if (layer < 0 || layer >= static_cast<int64_t>(impl_->source.layers.size()) || expert < 0 || expert >= impl_->max_expert) return false;
   const uint32_t slot = impl_->slot_of[impl_->key(layer, expert)];
   return slot != Impl::kNone && impl_->slots[slot].state == Impl::State::resident;
 }
@@ -266,8 +277,8 @@ Result<ExpertStore::Lease> ExpertStore::request(int64_t layer, std::span<const i
   for (size_t i = 0; i < experts.size(); ++i) {
     if (record.entries[i].slot != Impl::kNone) continue;
     uint32_t slot = m.victim(false);
-    while (slot == Impl::kNone) {  // slots enough are unpinned, so some of them are being read for leases that ended
-      m.collect(true);
+    while (slot == Impl::kNone) {  // slots enough are unpinned, so the rest is being read, for guesses or for leases that ended
+      if (!m.drop_guess()) m.collect(true);
       slot = m.victim(false);
     }
     m.begin_load(slot, layer, experts[i], Urgency::exact);

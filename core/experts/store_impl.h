@@ -58,6 +58,7 @@ struct ExpertStore::Impl {
   uint32_t victim(bool for_guess) const;
   void begin_load(uint32_t slot, int64_t layer, int32_t expert, Urgency urgency);
   void settle_guesses(int64_t layer, std::span<const int32_t> experts);
+  bool drop_guess();        // one that was not started
   void collect(bool wait);  // a wait is a stall
   void land(const Loader::Landed& landed);
   bool intact(uint32_t slot) const;  // the checksum, where there is one and it is asked for

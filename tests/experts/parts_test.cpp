@@ -64,7 +64,7 @@ TEST(Usage, KnowsItsPolicies) {
 
 TEST(Usage, LruKeepsTheLatest) {
   Usage u(Policy::lru, 2, 4, 2);
-  for (const size_t key : {1, 2, 1, 3}) {
+  for (const size_t key : {1u, 2u, 1u, 3u}) {
     u.begin(0);
     u.used(key);
   }

@@ -1,9 +1,14 @@
 // What the store promises when storage behaves: the right bytes under every reader, shape and size; pins; leases; guesses; the warm set.
 #include <gmock/gmock.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 
 #include <fstream>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <tuple>
 
 #include "core/experts/block_reader.h"
@@ -297,6 +302,40 @@ TEST(ExpertStore, DescriptionSaysHowItReads) {
   options.queue_depth = 2;
   options.direct = false;
   EXPECT_THAT(open_store(files, 5, options)->description(), HasSubstr("pread, 2 threads, buffered (not asked for), queue 2, 5 slots of "));
+}
+
+// As containers do it; for the calling thread and its children only.
+bool forbid_io_uring() {
+  sock_filter code[] = {
+      {BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
+      {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, SYS_io_uring_setup},
+      {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | EPERM},
+      {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
+  };
+  sock_fprog program{4, code};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST(ExpertStore, ReadsWithThreadsWhereIoUringIsForbidden) {
+  const ExpertFiles files(Shape{});
+  bool possible = false;
+  std::thread([&] {
+    possible = forbid_io_uring();
+    if (!possible) return;
+    ExpertStoreOptions options;
+    options.bytes = files.slots(4);
+    options.reader = "uring";
+    const auto refused = ExpertStore::open(files.source(), options);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Code::unavailable);
+    EXPECT_THAT(refused.error().message, HasSubstr("io_uring: Operation not permitted"));
+    const auto store = open_store(files, 4);
+    EXPECT_THAT(store->description(), HasSubstr("pread"));
+    const std::vector<int32_t> ids{7, 0, 3};
+    auto lease = store->request(0, ids);
+    EXPECT_EQ(drain(files, *store, 0, &*lease).size(), 3u);
+  }).join();
+  if (!possible) GTEST_SKIP() << "no seccomp here";
 }
 
 TEST(Guesses, ARightGuessIsNoMiss) {
