@@ -54,7 +54,7 @@ Result<DownLayout> choose_down(const Layer& layer, int64_t i, PackDown wanted) {
 }
 
 // What will be where. `sums` is filled while slabs are written.
-struct Plan {
+struct PackPlan {
   std::vector<const TensorInfo*> dense;
   std::vector<LayerPlan> layers;
   std::vector<uint64_t> sums;  // [n_layer, n_expert]
@@ -62,7 +62,7 @@ struct Plan {
 };
 
 // The slabs' tensors follow the dense ones.
-GgufHead make_head(const Model& model, const Plan& plan) {
+GgufHead make_head(const Model& model, const PackPlan& plan) {
   GgufWriter w(kSlabAlignment);
   const MetaValue alignment{"general.alignment", MetaType::u32, kSlabAlignment};
   for (const MetaValue& kv : model.file.metadata()) {
@@ -88,8 +88,8 @@ GgufHead make_head(const Model& model, const Plan& plan) {
   return w.finish();
 }
 
-Result<Plan> make_plan(const Model& model, PackDown down) {
-  Plan plan;
+Result<PackPlan> make_plan(const Model& model, PackDown down) {
+  PackPlan plan;
   std::set<std::string_view> stacks;
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const Layer& layer = model.layers[i];
@@ -108,7 +108,7 @@ Result<Plan> make_plan(const Model& model, PackDown down) {
 }
 
 // Which input, and what becomes of it. The head holds metadata, directory and every choice.
-Result<std::string> identity_of(const Model& model, const Plan& plan) {
+Result<std::string> identity_of(const Model& model, const PackPlan& plan) {
   std::string out = "forethought pack 1\n";
   for (const fs::path& path : model.file.parts()) {
     struct stat st {};
@@ -139,7 +139,7 @@ Result<> check_space(const PackOptions& o, const fs::path& part, uint64_t needed
   const fs::space_info space = fs::space(folder, error);
   if (error) return fail(Code::failed_precondition, message(folder.native(), ": ", error.message()));
   uint64_t taken = 0;
-  if (const auto old = File::open(part, O_RDONLY)) taken = old->disk_bytes();
+  if (const auto old = PackFile::open(part, O_RDONLY)) taken = old->disk_bytes();
   if (taken + space.available >= needed) return {};
   return fail(Code::failed_precondition, message(folder.native(), ": the packed model takes ", format_bytes(needed), ", ",
                                                  format_bytes(space.available + taken), " are free; nothing was written"));
@@ -166,7 +166,7 @@ bool parse_layer_record(std::string_view record, size_t layer, std::span<uint64_
 
 class Packer {
  public:
-  Packer(const PackOptions& o, const Model& model, Plan& plan, const File& part, Journal& journal)
+  Packer(const PackOptions& o, const Model& model, PackPlan& plan, const PackFile& part, Journal& journal)
       : o_(o), model_(model), plan_(plan), part_(part), journal_(journal), n_expert_(static_cast<size_t>(model.config.n_expert)) {
     buffer_.resize(kBatchBytes);
   }
@@ -200,8 +200,8 @@ class Packer {
 
   const PackOptions& o_;
   const Model& model_;
-  Plan& plan_;
-  const File& part_;
+  PackPlan& plan_;
+  const PackFile& part_;
   Journal& journal_;
   const size_t n_expert_;
   std::vector<std::byte> buffer_;
@@ -320,13 +320,13 @@ Result<PackReport> pack_model(const PackOptions& o) try {
   if (!model.config.is_sparse()) return refused("has no experts to pack");
   if (model.config.packed) return refused("is packed already");
   FTH_RETURN_IF_ERROR(check_places(o, model));
-  FTH_ASSIGN_OR_RETURN(Plan plan, make_plan(model, o.down));
+  FTH_ASSIGN_OR_RETURN(PackPlan plan, make_plan(model, o.down));
   FTH_ASSIGN_OR_RETURN(const std::string identity, identity_of(model, plan));
   const fs::path part_path = with_suffix(o.out, ".part"), journal_path = with_suffix(o.out, ".part.state");
   FTH_RETURN_IF_ERROR(check_space(o, part_path, plan.head.file_bytes));
 
   FTH_ASSIGN_OR_RETURN(Journal journal, Journal::open(journal_path));
-  FTH_ASSIGN_OR_RETURN(const File part, File::open(part_path, O_RDWR | O_CREAT));
+  FTH_ASSIGN_OR_RETURN(const PackFile part, PackFile::open(part_path, O_RDWR | O_CREAT));
   Packer packer(o, model, plan, part, journal);
   FTH_ASSIGN_OR_RETURN(const size_t kept, packer.resume(identity));
   FTH_RETURN_IF_ERROR(packer.write(kept));
@@ -359,9 +359,9 @@ Result<std::vector<DamagedSlab>> verify_packed(const Model& model, const std::fu
   const std::string_view name = model.file.name();
   if (!model.config.packed) return fail(Code::failed_precondition, message(name, ": is not packed and has no checksums"));
   if (model.file.parts().empty()) return fail(Code::failed_precondition, message(name, ": is not in a file"));
-  std::vector<File> files;
+  std::vector<PackFile> files;
   for (const fs::path& path : model.file.parts()) {
-    FTH_ASSIGN_OR_RETURN(File file, File::open(path, O_RDONLY));
+    FTH_ASSIGN_OR_RETURN(PackFile file, PackFile::open(path, O_RDONLY));
     files.push_back(std::move(file));
   }
   uint64_t total = 0, done = 0;
