@@ -182,6 +182,7 @@ class Packer {
   Result<> write_dense();
   Result<> write_layer(size_t i);
   Result<> expert(const LayerPlan& l, size_t e, std::byte* slab) const;
+  Result<bool> dense_checks_out();
   Result<bool> checks_out(size_t i);
   std::span<uint64_t> sums(size_t layer) { return std::span(plan_.sums).subspan(layer * n_expert_, n_expert_); }
   Result<> put(std::span<const std::byte> bytes, uint64_t offset) {
@@ -231,6 +232,12 @@ Result<size_t> Packer::resume(std::string_view identity) {
     FTH_RETURN_IF_ERROR(begin(identity));
     return 0;
   }
+  FTH_ASSIGN_OR_RETURN(const bool dense, dense_checks_out());
+  if (!dense) {
+    note("the unfinished pack is damaged in front of its layers: begins anew");
+    FTH_RETURN_IF_ERROR(begin(identity));
+    return 0;
+  }
   size_t n = 0;
   while (n < plan_.layers.size() && n + 1 < records->size() && parse_layer_record((*records)[n + 1], n, sums(n))) {
     FTH_ASSIGN_OR_RETURN(const bool good, checks_out(n));
@@ -251,8 +258,21 @@ Result<bool> Packer::checks_out(size_t i) {
   const LayerPlan& l = plan_.layers[i];
   for (size_t e = 0; e < n_expert_; ++e) {
     if (stopped()) return interrupted(i);
-    FTH_ASSIGN_OR_RETURN(const uint64_t found, slab_xxh3(part_, l.at + e * l.slab.bytes, l.parts, buffer_));
-    if (found != sums(i)[e]) return false;
+    const auto found = slab_xxh3(part_, l.at + e * l.slab.bytes, l.parts, buffer_);
+    if (!found || *found != sums(i)[e]) return false;
+  }
+  return true;
+}
+
+Result<bool> Packer::dense_checks_out() {
+  for (size_t i = 0; i < plan_.dense.size(); ++i) {
+    const TensorInfo& t = *plan_.dense[i];
+    for (uint64_t at = 0; at < t.bytes; at += kBatchBytes) {
+      if (stopped()) return interrupted(0);
+      const std::span<std::byte> there = std::span(buffer_).first(std::min(kBatchBytes, t.bytes - at));
+      if (!part_.read_at(there, plan_.head.offsets[i] + at) || std::memcmp(there.data(), t.data + at, there.size()) != 0) return false;
+      model_.file.release_pages();
+    }
   }
   return true;
 }
