@@ -211,6 +211,8 @@ Result<> Engine::Impl::decide() {
     }
     return make_plan(devices, std::move(mine), fixed, model->bytes_per_token(), p);
   };
+  if (options.experts == ExpertPlacement::streamed && !c.is_sparse())
+    return fail(Code::invalid_argument, "experts cannot be streamed: the model is dense and has none");
   auto whole = plan_with("experts", experts, false);
   const bool may_stream = c.is_sparse() && options.experts != ExpertPlacement::resident;
   const bool no_room = !whole && whole.error().code == Code::resource_exhausted;
@@ -219,18 +221,19 @@ Result<> Engine::Impl::decide() {
     const int64_t all = c.n_layer * c.n_expert;
     int64_t n = options.stream.slots != 0 ? options.stream.slots : c.top_k;
     if (n < c.top_k || n > all)
-      return fail(Code::invalid_argument, std::to_string(n) + " expert slots: " + std::to_string(c.top_k) + " to " + std::to_string(all) + " are possible");
+      return fail(Code::invalid_argument,
+                  std::to_string(n) + " expert slots: " + std::to_string(c.top_k) + " to " + std::to_string(all) + " are possible");
     FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true));
     if (options.stream.slots == 0 && plan.ram_limit == 0) n = all;
-    if (options.stream.slots == 0 && plan.ram_limit != 0) n = std::min(all, n + static_cast<int64_t>((plan.ram_limit - plan.ram_bytes) / slot));
+    if (options.stream.slots == 0 && plan.ram_limit != 0)
+      n = std::min(all, n + static_cast<int64_t>((plan.ram_limit - plan.ram_bytes) / slot));
     FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true));
     plan.expert_slots = n;
     if (const int64_t cycle = c.n_layer * c.top_k; n < 2 * cycle)
       plan.notes.push_back(std::to_string(n) + " expert slots are fewer than two tokens' experts (" + std::to_string(2 * cycle) +
                            "): most experts will be read again for every token; --ram " +
                            std::to_string((plan.ram_bytes + static_cast<uint64_t>(2 * cycle - n) * slot) / kMiB + 1) + "MiB holds two");
-    if (!c.packed)
-      plan.notes.push_back("experts are streamed from an unpacked file, three reads each; `forethought pack` makes it one");
+    if (!c.packed) plan.notes.push_back("experts are streamed from an unpacked file, three reads each; `forethought pack` makes it one");
   } else {
     FTH_ASSIGN_OR_RETURN(plan, std::move(whole));
   }

@@ -56,7 +56,7 @@ struct EngineOptions {
   double bytes_per_second = 0;  // measured memory bandwidth of the host, 0 when unknown; feeds the cost model
   ExpertPlacement experts = ExpertPlacement::automatic;
   StreamOptions stream;
-  bool plan_only = false;       // stop after the plan: no weight is touched, sessions are refused
+  bool plan_only = false;                                      // stop after the plan: no weight is touched, sessions are refused
   std::function<void(uint64_t done, uint64_t total)> on_load;  // bytes made resident, from open()'s thread
 };
 

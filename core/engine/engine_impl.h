@@ -56,7 +56,7 @@ struct Engine::Impl {
   Buffer slots;  // the store's memory
   HostBlock dense, embedding_rows;
   std::map<const std::byte*, std::byte*> dense_place;  // mapped data -> its copy in `dense`
-  std::vector<File> files;                             // of the model
+  std::vector<ReadFile> files;                         // of the model
   Weight embedding;                                    // embedding_rows as the embed segment's table; empty: the whole table is at hand
   bool streamed() const { return plan.expert_slots > 0; }
 
@@ -116,9 +116,9 @@ struct Session::Impl {
   ForceRouting force_routing;
   OnRouting on_routing;
   std::vector<fth_binding> bindings;
-  std::vector<BoundExpert> bound;     // of the EXPERTS run at hand
-  std::vector<int32_t> begin, rows;   // its tables
-  std::vector<int32_t> order;         // the layer's experts as they are requested
+  std::vector<BoundExpert> bound;    // of the EXPERTS run at hand
+  std::vector<int32_t> begin, rows;  // its tables
+  std::vector<int32_t> order;        // the layer's experts as they are requested
   Routing guessed;
 
   static Result<std::unique_ptr<Impl>> make(Engine::Impl& engine);

@@ -45,25 +45,25 @@ HostBlock::~HostBlock() {
   if (data_ != nullptr) ::munmap(data_, bytes_);
 }
 
-Result<File> File::open(const std::filesystem::path& path) {
+Result<ReadFile> ReadFile::open(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return fail(errno == ENOENT ? Code::not_found : Code::failed_precondition, path.string() + ": " + std::strerror(errno));
-  return File(fd, path.string());
+  return ReadFile(fd, path.string());
 }
 
-File::File(File&& o) noexcept : fd_(std::exchange(o.fd_, -1)), name_(std::move(o.name_)) {}
+ReadFile::ReadFile(ReadFile&& o) noexcept : fd_(std::exchange(o.fd_, -1)), name_(std::move(o.name_)) {}
 
-File& File::operator=(File&& o) noexcept {
+ReadFile& ReadFile::operator=(ReadFile&& o) noexcept {
   std::swap(fd_, o.fd_);
   std::swap(name_, o.name_);
   return *this;
 }
 
-File::~File() {
+ReadFile::~ReadFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-Result<> File::read(uint64_t offset, std::byte* to, uint64_t bytes) const {
+Result<> ReadFile::read(uint64_t offset, std::byte* to, uint64_t bytes) const {
   while (bytes > 0) {
     const ssize_t n = ::pread(fd_, to, std::min<uint64_t>(bytes, 64 * kMiB), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;

@@ -29,18 +29,18 @@ class HostBlock {
 };
 
 // A file that is read at offsets; closed with the object.
-class File {
+class ReadFile {
  public:
   // not_found or failed_precondition, with the path and the system's reason.
-  static Result<File> open(const std::filesystem::path& path);
-  File(File&& o) noexcept;
-  File& operator=(File&& o) noexcept;
-  ~File();
+  static Result<ReadFile> open(const std::filesystem::path& path);
+  ReadFile(ReadFile&& o) noexcept;
+  ReadFile& operator=(ReadFile&& o) noexcept;
+  ~ReadFile();
   // Exactly `bytes` bytes. data_loss when the file ends before, unavailable for an error of the device.
   Result<> read(uint64_t offset, std::byte* to, uint64_t bytes) const;
 
  private:
-  File(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
+  ReadFile(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
   int fd_ = -1;
   std::string name_;
 };

@@ -23,15 +23,9 @@ class Booked {
   ~Booked() {
     if (store_ == nullptr) return;
     const ExpertStats now = store_->stats();
-    to_.requested += now.requested - before_.requested;
-    to_.hits += now.hits - before_.hits;
-    to_.late += now.late - before_.late;
-    to_.misses += now.misses - before_.misses;
-    to_.guesses += now.guesses - before_.guesses;
-    to_.wrong_guesses += now.wrong_guesses - before_.wrong_guesses;
-    to_.bytes_read += now.bytes_read - before_.bytes_read;
-    to_.stall_seconds += now.stall_s - before_.stall_s;
-    to_.io_seconds += now.io_s - before_.io_s;
+    to_ += {now.requested - before_.requested,   now.hits - before_.hits,       now.late - before_.late,
+            now.misses - before_.misses,         now.guesses - before_.guesses, now.wrong_guesses - before_.wrong_guesses,
+            now.bytes_read - before_.bytes_read, now.stall_s - before_.stall_s, now.io_s - before_.io_s};
   }
 
  private:
@@ -113,6 +107,14 @@ Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine)
     s->caches.push_back(std::move(cache));
   }
   return s;
+}
+
+IoStats& IoStats::operator+=(const IoStats& o) {
+  requested += o.requested, hits += o.hits, late += o.late, misses += o.misses;
+  guesses += o.guesses, wrong_guesses += o.wrong_guesses;
+  bytes_read += o.bytes_read;
+  stall_seconds += o.stall_seconds, io_seconds += o.io_seconds;
+  return *this;
 }
 
 Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

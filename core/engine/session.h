@@ -30,6 +30,7 @@ struct IoStats {
   uint64_t bytes_read = 0;
   double stall_seconds = 0;  // waiting for storage
   double io_seconds = 0;     // with at least one read in flight
+  IoStats& operator+=(const IoStats& o);
 };
 
 struct Stats {

@@ -49,7 +49,7 @@ ExpertSource expert_source(const Model& model) {
 
 Result<> Engine::Impl::make_streamed() {
   for (const auto& path : model->file.parts()) {
-    FTH_ASSIGN_OR_RETURN(File file, File::open(path));
+    FTH_ASSIGN_OR_RETURN(ReadFile file, ReadFile::open(path));
     files.push_back(std::move(file));
   }
   const auto weights_read = dense_weights(*model);

@@ -93,7 +93,7 @@ class ExpertStore {
       const;  // every slot; for Device::import_host. The store's own: read what places name, while their lease lives
   int64_t n_slots() const;
   bool is_resident(int64_t layer, int32_t expert) const;  // now; the next call of anything may change it
-  std::string description() const;  // "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse"
+  std::string description() const;                        // "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse"
 
   // A claim on experts of one layer. Movable; an empty one has nothing. Must not outlive its store.
   class Lease {

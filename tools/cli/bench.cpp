@@ -51,6 +51,7 @@ struct Row {
   std::vector<double> tok_s;
   double seconds = 0;
   uint64_t bytes = 0;  // weights and KV read, all repetitions
+  IoStats io;          // experts read, all repetitions
   double mean() const {
     double sum = 0;
     for (const double v : tok_s) sum += v;
@@ -112,8 +113,8 @@ Result<std::vector<Row>> file_rows(const BenchFlags& f, const Engine& engine, co
     return fail(Code::invalid_argument, text("%zd tokens of %s: the context is %lld tokens; raise --ctx or lower --pp and --tg",
                                              last - ids.begin(), f.tokens.c_str(), static_cast<long long>(engine.options().n_ctx)));
   std::vector<Row> rows;
-  if (n_prompt > 0) rows.push_back({"pp" + std::to_string(n_prompt), false, {}, {ids.begin(), middle}, {}, 0, 0});
-  if (last > middle) rows.push_back({"tg" + std::to_string(last - middle), true, {ids.begin(), middle}, {middle, last}, {}, 0, 0});
+  if (n_prompt > 0) rows.push_back({"pp" + std::to_string(n_prompt), false, {}, {ids.begin(), middle}, {}, 0, 0, {}});
+  if (last > middle) rows.push_back({"tg" + std::to_string(last - middle), true, {ids.begin(), middle}, {middle, last}, {}, 0, 0, {}});
   return rows;
 }
 
@@ -135,6 +136,7 @@ Result<> repeat_once(Session& session, Row& row, bool counted) {
   const double seconds = row.decode ? stats.decode_seconds : stats.prompt_seconds;
   row.tok_s.push_back(per_second(static_cast<double>(row.ids.size()), seconds));
   row.seconds += seconds;
+  row.io += row.decode ? stats.decode_io : stats.prompt_io;
   if (row.decode) {
     row.bytes += stats.decode_bytes;
   } else {
@@ -189,10 +191,22 @@ boost::json::object bench_json(const BenchFlags& f, Opened& opened, const std::v
   out["predicted_tok_s"] = plan.tokens_per_second();
   out["peak_rss_bytes"] = rss;
   out["ram_bytes_planned"] = plan.ram_bytes;
-  // Every weight is in memory: no expert is ever missed or waited for.
-  out["resident"] = true;
+  // With every weight in memory no expert is ever missed or waited for.
+  const bool streamed = !opened.engine->streaming().empty();
+  out["resident"] = !streamed;
+  out["experts"] = streamed ? opened.engine->streaming() : "resident";
   out["hit_rate"] = 1.0;
   out["stall_ms"] = 0.0;
+  if (streamed && tg != nullptr && tg->io.requested > 0) {
+    const auto tokens = static_cast<double>(tg->ids.size() * tg->tok_s.size());
+    out["hit_rate"] = static_cast<double>(tg->io.hits) / static_cast<double>(tg->io.requested);
+    out["late_rate"] = static_cast<double>(tg->io.late) / static_cast<double>(tg->io.requested);
+    out["stall_ms"] = 1e3 * tg->io.stall_seconds / tokens;  // per token
+    out["io_ms"] = 1e3 * tg->io.io_seconds / tokens;
+    out["storage_bytes_per_token"] = static_cast<double>(tg->io.bytes_read) / tokens;
+    out["wrong_guesses_per_token"] = static_cast<double>(tg->io.wrong_guesses) / tokens;
+    out["overlap"] = std::min(1.0, std::max(tg->seconds - tg->io.stall_seconds, tg->io.io_seconds) / tg->seconds);
+  }
   out["bytes_per_second"] = opened.profile.bytes_per_second;
   out["cpu"] = opened.profile.cpu;
   out["isa"] = isa_of(registry);

@@ -49,7 +49,17 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("device", value(&flags.device, "NAME"), "use this device, and the CPU only for what it refuses")                       //
       ("place", value(&flags.places, "RULE"), "pin segments, such as 'layer.*.attention=vulkan:0' (may be repeated)")         //
       ("override", value(&flags.overrides, "KEY=VALUE"), "replace a value of the model file, such as context_length=8192")    //
-      ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16 or f32 (default: f16)");
+      ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16 or f32 (default: f16)")                                       //
+      ("experts", value(&flags.experts, "WHERE"),
+       "auto, resident (all in memory) or streamed from storage (default: auto, resident if they fit)")                    //
+      ("expert-slots", value(&flags.slots, "N"), "streamed experts kept in memory (default: what --ram leaves room for)")  //
+      ("expert-reader", value(&flags.reader, "NAME"), "auto, uring or pread")                                              //
+      ("expert-policy", value(&flags.policy, "NAME"), "which expert makes room: auto, lru, lfu or reuse")                  //
+      ("expert-queue", value(&flags.queue_depth, "N"), "reads in flight at most (default: the reader's own)")              //
+      ("expert-buffered", po::bool_switch(&flags.buffered), "read through the page cache instead of past it")              //
+      ("no-guess", po::bool_switch(&flags.no_guess), "do not read ahead what the next layer's router says early")          //
+      ("verify-experts", po::bool_switch(&flags.verify_experts), "check each streamed expert's checksum (packed models)")  //
+      ("warm-set", value(&flags.warm_set, "FILE"), "start with the experts that were used most, and remember them here");
   add_devices(flags, options);
 }
 

@@ -33,6 +33,10 @@ struct EngineFlags : DeviceFlags {
   int64_t ctx = 0, ubatch = 512;
   std::string ram, vram, device;
   std::string kv_type = "f16";
+  // Experts streamed from storage: docs/memory.md.
+  std::string experts = "auto", reader = "auto", policy = "auto", warm_set;
+  int64_t slots = 0, queue_depth = 0;
+  bool no_guess = false, verify_experts = false, buffered = false;
 };
 
 struct SamplingFlags {

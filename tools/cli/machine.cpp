@@ -94,6 +94,12 @@ uint64_t peak_rss() {
   return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
 }
 
+PageFaults page_faults() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return {usage.ru_minflt, usage.ru_majflt};
+}
+
 uint64_t Memory::free_for_us() const {
   if (!cgroup_limit) return available;
   return std::min(available, *cgroup_limit > cgroup_used ? *cgroup_limit - cgroup_used : 0);

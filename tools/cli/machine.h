@@ -11,6 +11,10 @@ namespace fth::cli {
 std::string cpu_model();
 uint64_t l3_bytes();  // of one L3 cache, or the last level there is
 uint64_t peak_rss();  // bytes, of this process
+struct PageFaults {
+  int64_t minor = 0, major = 0;  // major: the page had to be read
+};
+PageFaults page_faults();  // of this process so far
 
 struct Memory {
   uint64_t total = 0, available = 0;     // /proc/meminfo

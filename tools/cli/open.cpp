@@ -110,6 +110,23 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
       return fail(Code::invalid_argument, "--place " + rule + ": write PATTERN=DEVICE, such as 'layer.*.attention=cpu'");
     out.rules.push_back({rule.substr(0, at), rule.substr(at + 1)});
   }
+  if (flags.experts != "auto" && flags.experts != "resident" && flags.experts != "streamed")
+    return fail(Code::invalid_argument, "--experts " + flags.experts + ": must be auto, resident or streamed");
+  out.experts = flags.experts == "resident"   ? ExpertPlacement::resident
+                : flags.experts == "streamed" ? ExpertPlacement::streamed
+                                              : ExpertPlacement::automatic;
+  if (flags.slots < 0)
+    return fail(Code::invalid_argument, text("--expert-slots %lld: must be positive", static_cast<long long>(flags.slots)));
+  if (flags.queue_depth < 0 || flags.queue_depth > 4096)
+    return fail(Code::invalid_argument, text("--expert-queue %lld: must be 1 to 4096", static_cast<long long>(flags.queue_depth)));
+  out.stream.slots = flags.slots;
+  out.stream.reader = flags.reader;
+  out.stream.policy = flags.policy;
+  out.stream.queue_depth = static_cast<uint32_t>(flags.queue_depth);
+  out.stream.direct = !flags.buffered;
+  out.stream.guess = !flags.no_guess;
+  out.stream.verify = flags.verify_experts;
+  out.stream.warm_set = flags.warm_set;
   out.n_ctx = flags.ctx;
   out.ubatch = flags.ubatch;
   out.kv_dtype = *kv;
@@ -137,8 +154,11 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   options.on_load = [&bar](uint64_t done, uint64_t total) { bar.update(done, total); };
   FTH_ASSIGN_OR_RETURN(out.engine, Engine::open(options));
   bar.clear();
-  if (!common.quiet)
+  if (!common.quiet) {
     for (const std::string& note : out.engine->model().notes) say("note: " + printable(note));
+    for (const std::string& note : out.engine->plan().notes) say("note: " + printable(note));
+    if (common.verbose && !out.engine->streaming().empty()) say("experts: " + out.engine->streaming());
+  }
   return out;
 }
 

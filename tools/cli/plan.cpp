@@ -88,6 +88,9 @@ std::string plan_text(const Opened& opened) {
   memory.row({"total in RAM", format_bytes(plan.ram_bytes), plan.ram_limit > 0 ? "of " + format_bytes(plan.ram_limit) : ""});
   out += memory.plain() + '\n';
 
+  if (plan.expert_slots > 0)
+    out += text("experts: %lld of %lld in memory, the others are read from storage when the router names them\n\n",
+                static_cast<long long>(plan.expert_slots), static_cast<long long>(c.n_layer * c.n_expert));
   if (const std::string refusals = refusal_lines(plan); !refusals.empty()) out += "not used:\n" + refusals + '\n';
   out += text("decode: %.1f tok/s expected, ", plan.tokens_per_second()) + format_bytes(plan.bytes_per_token) + " read per token";
   if (opened.profile.bytes_per_second > 0) {
@@ -134,6 +137,8 @@ boost::json::object plan_json(const Opened& opened) {
           {"bytes_per_second", opened.profile.bytes_per_second},
           {"ram_bytes", plan.ram_bytes},
           {"ram_limit", plan.ram_limit},
+          {"expert_slots", plan.expert_slots},
+          {"notes", boost::json::value_from(plan.notes)},
           {"devices", std::move(devices)},
           {"placements", std::move(placements)},
           {"arenas", std::move(arenas)},

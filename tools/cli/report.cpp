@@ -2,6 +2,7 @@
 
 #include "tools/cli/report.h"
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <set>
 
@@ -46,6 +47,28 @@ std::string summary_line(const Opened& opened, const Stats& stats) {
   return out + " | peak RSS " + format_bytes(peak_rss()) + " | " + devices_used(opened.engine->plan());
 }
 
+double overlap(const Stats& stats) {
+  if (stats.decode_seconds <= 0) return 0;
+  const double computing = stats.decode_seconds - stats.decode_io.stall_seconds;
+  return std::min(1.0, std::max(computing, stats.decode_io.io_seconds) / stats.decode_seconds);
+}
+
+std::string streaming_lines(const Opened& opened, const Stats& stats) {
+  const std::string how = opened.engine->streaming();
+  if (how.empty() || stats.decode_tokens == 0) return how.empty() ? "" : "experts: " + how;
+  const IoStats& io = stats.decode_io;
+  const auto tokens = static_cast<double>(stats.decode_tokens);
+  const auto share = [&](uint64_t n) { return io.requested > 0 ? 100 * static_cast<double>(n) / static_cast<double>(io.requested) : 0.0; };
+  std::string out = "experts: " + how + '\n';
+  out += text("per token: hit %.1f %%, late %.1f %%, wrong guesses %.1f, ", share(io.hits), share(io.late),
+              static_cast<double>(io.wrong_guesses) / tokens);
+  out += format_bytes(static_cast<uint64_t>(static_cast<double>(io.bytes_read) / tokens)) + " read in " +
+         text("%.1f ms at ", 1e3 * io.io_seconds / tokens) + format_rate(per_second(static_cast<double>(io.bytes_read), io.io_seconds));
+  out += text(", %.1f ms computing, %.1f ms stalled, of %.1f ms; overlap %.2f", 1e3 * (stats.decode_seconds - io.stall_seconds) / tokens,
+              1e3 * io.stall_seconds / tokens, 1e3 * stats.decode_seconds / tokens, overlap(stats));
+  return out;
+}
+
 std::string refusal_lines(const Plan& plan) {
   std::string out;
   for (const Refusal& r : plan.refusals) out += "  " + printable(r.subject) + ": " + printable(r.reason) + '\n';
@@ -69,6 +92,26 @@ boost::json::object stats_json(const Opened& opened, const Stats& stats) {
       {"devices", boost::json::value_from(device_names(opened.engine->plan()))},
   };
   if (opened.profile.bytes_per_second > 0) out["bandwidth_share"] = rate / opened.profile.bytes_per_second;
+  if (!opened.engine->streaming().empty()) {
+    const auto io_json = [](const IoStats& io) {
+      return boost::json::object{{"requested", io.requested},
+                                 {"hits", io.hits},
+                                 {"late", io.late},
+                                 {"misses", io.misses},
+                                 {"guesses", io.guesses},
+                                 {"wrong_guesses", io.wrong_guesses},
+                                 {"bytes_read", io.bytes_read},
+                                 {"stall_seconds", io.stall_seconds},
+                                 {"io_seconds", io.io_seconds}};
+    };
+    out["experts"] = opened.engine->streaming();
+    out["prompt_io"] = io_json(stats.prompt_io);
+    out["decode_io"] = io_json(stats.decode_io);
+    out["overlap"] = overlap(stats);
+  }
+  const PageFaults faults = page_faults();
+  out["minor_faults"] = faults.minor;
+  out["major_faults"] = faults.major;
   boost::json::array segments;
   for (const SegmentTime& s : stats.segments)
     segments.push_back({{"device", s.device}, {"kind", s.kind}, {"count", s.count}, {"seconds", s.seconds}, {"bytes", s.bytes}});

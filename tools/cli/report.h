@@ -12,6 +12,10 @@ namespace fth::cli {
 std::string segment_table(const Stats& stats);
 // One line: prompt and decode tok/s, GB/s and its share of the measured bandwidth, peak RSS, devices.
 std::string summary_line(const Opened& opened, const Stats& stats);
+// What reading experts cost while decoding, two lines; empty when none were streamed.
+std::string streaming_lines(const Opened& opened, const Stats& stats);
+// max(time computing, time reading) / time taken, of the decoding: 1 when storage is hidden as far as physics allows.
+double overlap(const Stats& stats);
 // For each refusal of the plan: "vulkan:0: software device".
 std::string refusal_lines(const Plan& plan);
 

@@ -7,6 +7,7 @@
 #include "tools/cli/interrupt.h"
 #include "tools/cli/output.h"
 #include "tools/cli/report.h"
+#include "tools/cli/routing_trace.h"
 
 namespace fth::cli {
 namespace {
@@ -24,7 +25,7 @@ struct RunFlags : CommonFlags {
   PromptFlags prompt;
   int64_t n_predict = -1;
   std::vector<std::string> stops;
-  std::string system, tokens;
+  std::string system, tokens, trace_routing;
   bool no_template = false, print_ids = false, ignore_end = false;
 };
 
@@ -37,7 +38,8 @@ void describe(RunFlags& f, po::options_description& options) {
       ("n-predict,n", po::value(&f.n_predict)->value_name("N"), "tokens to generate at most (default: -1, until something else stops)")  //
       ("stop", po::value(&f.stops)->value_name("TEXT"), "stop before this text (may be repeated)")                                       //
       ("ignore-end", po::bool_switch(&f.ignore_end), "do not stop at end tokens")                                                        //
-      ("print-ids", po::bool_switch(&f.print_ids), "print the ids, separated by spaces, instead of the text");
+      ("print-ids", po::bool_switch(&f.print_ids), "print the ids, separated by spaces, instead of the text")                            //
+      ("trace-routing", po::value(&f.trace_routing)->value_name("FILE"), "write which experts each token uses, for bench/expert_io");
   add_sampling(f.sampling, options);
   add_engine(f.engine, options);
   add_common(f, options, "print one JSON object (text, ids, timings, stats) instead of the text");
@@ -71,6 +73,7 @@ void print_figures(const RunFlags& f, const Opened& opened, const Stats& stats) 
   if (!table.empty()) say("\n" + table.substr(0, table.size() - 1));
   const std::string refusals = refusal_lines(opened.engine->plan());
   if (f.verbose && !refusals.empty()) say("not used:\n" + refusals.substr(0, refusals.size() - 1));
+  if (const std::string lines = streaming_lines(opened, stats); !lines.empty()) say(lines);
   say(summary_line(opened, stats));
 }
 
@@ -92,6 +95,8 @@ Result<int> run(RunFlags& f) {
   for (const int32_t id : ids) sampler.accept(id);
   watch_interrupts(SecondPress::ends_the_program);
   FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
+  std::optional<RoutingTrace> trace;
+  if (!f.trace_routing.empty()) trace.emplace(session);
 
   GenerateOptions options;
   options.n_predict = f.n_predict;
@@ -122,6 +127,8 @@ Result<int> run(RunFlags& f) {
   if (out.stop == Stop::context && !f.quiet)
     say(text("stopped at the end of the context, %lld tokens; a larger --ctx goes on", static_cast<long long>(session.n_ctx())));
   print_figures(f, opened, stats);
+  FTH_RETURN_IF_ERROR(engine.save_warm_set());
+  if (trace) FTH_RETURN_IF_ERROR(trace->write(f.trace_routing, engine));
   return out.stop == Stop::interrupted ? 130 : 0;
 }
 

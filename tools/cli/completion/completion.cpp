@@ -73,6 +73,7 @@ std::string bash_script() {
       "  esac\n"
       "  if [[ $command == completion && $cur != -* ]]; then COMPREPLY=($(compgen -W 'bash zsh fish' -- \"$cur\")); return; fi\n"
       "  if [[ $files == *\" $prev \"* ]]; then compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- \"$cur\")); return; fi\n"
+      "  if [[ $prev == --experts ]]; then COMPREPLY=($(compgen -W 'auto resident streamed' -- \"$cur\")); return; fi\n"
       "  if [[ $prev == --kv-type ]]; then COMPREPLY=($(compgen -W 'f16 f32' -- \"$cur\")); return; fi\n"
       "  if [[ $prev == --down ]]; then COMPREPLY=($(compgen -W 'auto row_major neuron_major' -- \"$cur\")); return; fi\n"
       "  if [[ $values == *\" $prev \"* ]]; then return; fi\n"

@@ -1,0 +1,89 @@
+// The vulkan backend: what the boundary asks, over Context, plan_segment and Executable.
+
+#include <algorithm>
+#include <charconv>
+
+#include "plugins/vulkan/executable.h"
+
+namespace fth::vulkan {
+namespace {
+
+struct VulkanBackend {
+  static constexpr const char* kName = "vulkan";
+  using Event = vulkan::Event;
+  using Buffer = vulkan::Buffer;
+  using Executable = vulkan::Executable;
+
+  class Device {
+   public:
+    explicit Device(std::unique_ptr<Context> context) : context_(std::move(context)) {}
+    Result<fth_device_info> info() const { return context_->info(); }
+
+    Result<std::unique_ptr<Buffer>> alloc(uint64_t bytes) {
+      FTH_ASSIGN_OR_RETURN(const Memory memory, context_->allocate(bytes, Context::Use::storage));
+      return std::make_unique<Buffer>(*context_, memory, bytes);
+    }
+    Result<std::unique_ptr<Buffer>> import_host(void*, uint64_t bytes) {
+      return fail(Code::unimplemented, text(context_->label(), ": ", bytes, " bytes of the host's memory: this backend keeps copies"));
+    }
+    Result<fth_estimate> estimate(const sdk::SegmentView& segment) {
+      FTH_ASSIGN_OR_RETURN(const SegmentPlan plan, plan_segment(segment, context_->limits()));
+      fth_estimate e{};
+      e.seconds = std::max(plan.bytes / context_->bytes_per_second(), plan.flops / context_->flops_per_second()) +
+                  context_->dispatch_seconds() * static_cast<double>(plan.dispatches.size()) + context_->launch_seconds();
+      e.workspace_bytes = plan.workspace_bytes;
+      e.resident_bytes = plan.params_bytes();
+      return e;
+    }
+    Result<std::unique_ptr<Executable>> compile(const sdk::SegmentView& segment, std::span<const fth_binding> weights) {
+      FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_segment(segment, context_->limits()));
+      return Executable::make(*context_, std::move(plan), weights);
+    }
+
+   private:
+    std::unique_ptr<Context> context_;
+  };
+
+  static Result<uint32_t> device_count(sdk::Host host) {
+    FTH_ASSIGN_OR_RETURN(const Instance* const instance, Instance::get(host, false));
+    FTH_ASSIGN_OR_RETURN(const std::vector<VkPhysicalDevice> devices, instance->physical_devices());
+    return static_cast<uint32_t>(devices.size());
+  }
+
+  static Result<std::unique_ptr<Device>> open(sdk::Host host, uint32_t index, sdk::Options& options);
+};
+
+Result<bool> on_or_off(sdk::Options& options, const char* key, bool otherwise) {
+  const std::optional<std::string> value = options.take(key);
+  if (!value) return otherwise;
+  if (*value == "on" || *value == "off") return *value == "on";
+  return fail(Code::invalid_argument, text("vulkan: option ", key, "=", *value, ": need on or off"));
+}
+
+Result<double> rate(sdk::Options& options, const char* key) {
+  const std::optional<std::string> value = options.take(key);
+  if (!value) return 0.0;
+  double rate = 0;
+  const auto [end, error] = std::from_chars(value->data(), value->data() + value->size(), rate);
+  if (error != std::errc{} || end != value->data() + value->size() || !(rate > 0 && rate < 1e20))
+    return fail(Code::invalid_argument, text("vulkan: option ", key, "=", *value, ": need a number above 0"));
+  return rate;
+}
+
+Result<std::unique_ptr<VulkanBackend::Device>> VulkanBackend::open(sdk::Host host, uint32_t index, sdk::Options& options) {
+  Settings settings;
+  FTH_ASSIGN_OR_RETURN(settings.subgroups, on_or_off(options, "subgroups", true));
+  FTH_ASSIGN_OR_RETURN(settings.validation, on_or_off(options, "validation", false));
+  FTH_ASSIGN_OR_RETURN(settings.mapped, on_or_off(options, "mapped", true));
+  FTH_ASSIGN_OR_RETURN(settings.measure, on_or_off(options, "measure", false));
+  settings.pipeline_cache = options.take("pipeline_cache").value_or("");
+  FTH_ASSIGN_OR_RETURN(settings.bytes_per_second, rate(options, "bytes_per_second"));
+  FTH_ASSIGN_OR_RETURN(settings.flops_per_second, rate(options, "flops_per_second"));
+  FTH_ASSIGN_OR_RETURN(std::unique_ptr<Context> context, Context::open(host, index, settings));
+  return std::make_unique<Device>(std::move(context));
+}
+
+}  // namespace
+}  // namespace fth::vulkan
+
+FTH_EXPORT_BACKEND(fth::sdk::query<fth::vulkan::VulkanBackend>)

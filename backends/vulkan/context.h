@@ -1,0 +1,137 @@
+#pragma once
+// One open Vulkan device: its queue, its memory, its pipelines. All of a device's objects are made and freed through its Context, which outlives
+// them. One thread at a time, as the boundary promises.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "plugins/vulkan/api.h"
+
+namespace fth::vulkan {
+
+// Options of open(), see docs/vulkan.md.
+struct Settings {
+  bool subgroups = true;
+  bool validation = false;
+  bool mapped = true;          // storage is mapped where that costs nothing; off: through copies, as where it would
+  bool measure = false;        // time a software device as well
+  std::string pipeline_cache;  // a file; empty: pipelines are cached in memory only
+  double bytes_per_second = 0, flops_per_second = 0;
+};
+
+// What the planner and the plans of segments need to know of a device.
+struct Limits {
+  uint32_t max_groups_x = 0, max_groups_y = 0;
+  uint32_t lanes = 32;      // threads that share a row of a product
+  uint32_t groups = 1;      // of `lanes` threads, per workgroup of a product
+  bool subgroups = false;   // lanes are subgroups
+  uint64_t max_buffer = 0;  // bytes of one allocation
+};
+
+enum class Shader : uint32_t { matmul, matmul_subgroup, rms_norm, rope, kv_store, attention, elementwise, combine, embed };
+inline constexpr size_t kShaders = 9;
+
+// The specialisation constants of a pipeline, by constant_id; [0] is the local size. Unused ones are 0.
+using Constants = std::array<uint32_t, 5>;
+
+struct Memory {
+  VkBuffer buffer = VK_NULL_HANDLE;
+  VkDeviceMemory memory = VK_NULL_HANDLE;
+  uint64_t bytes = 0;
+  VkDeviceAddress address = 0;
+  std::byte* mapped = nullptr;  // null: the host cannot see it
+  bool fast_read = false;       // mapped, and reads of it go through the processor's cache
+};
+
+class Context {
+ public:
+  // index: among the physical devices. not_found beyond them, unimplemented for one that lacks what the shaders need.
+  static Result<std::unique_ptr<Context>> open(sdk::Host host, uint32_t index, const Settings& settings);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  const Api& api() const { return api_; }
+  VkDevice device() const { return device_; }
+  VkPipelineLayout layout() const { return layout_; }
+  const Limits& limits() const { return limits_; }
+  const std::string& label() const { return label_; }  // "vulkan:0"
+  Result<fth_device_info> info() const;
+  double dispatch_seconds() const { return dispatch_seconds_; }
+  double launch_seconds() const { return launch_seconds_; }
+  double bytes_per_second() const { return bytes_per_second_; }
+  double flops_per_second() const { return flops_per_second_; }
+
+  enum class Use {
+    storage,  // weights, activations, caches: where the device reads it fastest; mapped where that costs nothing
+    shared,   // small, written by the host before each submit and read back after it; always mapped
+    staging   // the host reads and writes it at the full speed of its memory; the device copies
+  };
+  Result<Memory> allocate(uint64_t bytes, Use use);
+  void free(Memory& m);
+  // Between host and device memory; return when done. The range is the caller's to check.
+  Result<> upload(const Memory& m, uint64_t offset, const void* src, uint64_t bytes);
+  Result<> download(const Memory& m, uint64_t offset, void* dst, uint64_t bytes);
+
+  // Owned by the context, made at its first use.
+  Result<VkPipeline> pipeline(Shader shader, const Constants& constants);
+
+  Result<VkCommandBuffer> begin(VkCommandBufferUsageFlags usage);
+  Result<> end(VkCommandBuffer commands);
+  void free(VkCommandBuffer commands) { api_.FreeCommandBuffers(device_, pool_, 1, &commands); }
+  // What the earlier commands wrote is visible to the later ones, which start after them. Between dispatches alone it is cheaper.
+  enum class Between { dispatches, anything };
+  void barrier(VkCommandBuffer commands, Between between) const;
+  Result<VkFence> make_fence();
+  void free(VkFence fence) { api_.DestroyFence(device_, fence, nullptr); }
+  Result<> submit(VkCommandBuffer commands, VkFence fence);
+  Result<> wait(VkFence fence);  // and resets it
+  Result<> complaints() const { return instance_->complaints(); }
+
+ private:
+  struct Staging {
+    Memory memory;
+    VkCommandBuffer commands = VK_NULL_HANDLE;
+    VkFence fence = VK_NULL_HANDLE;
+  };
+  Context(sdk::Host host, Settings settings) : host_(host), settings_(std::move(settings)) {}
+  Result<> check_device(uint32_t index);
+  Result<> make_device();
+  Result<> make_pipeline_cache();
+  void save_pipeline_cache();
+  Result<> measure();
+  Result<> copy(VkBuffer src, uint64_t src_at, VkBuffer dst, uint64_t dst_at, uint64_t bytes);
+  Result<Memory> allocate_of(uint64_t bytes, uint32_t type, bool map);
+  std::vector<uint32_t> memory_types(uint64_t bytes, Use use) const;
+  Result<> run_once(VkCommandBuffer commands);
+
+  sdk::Host host_;
+  Settings settings_;
+  const Instance* instance_ = nullptr;
+  Api api_;
+  VkPhysicalDevice physical_ = VK_NULL_HANDLE;
+  VkPhysicalDeviceProperties properties_{};
+  VkPhysicalDeviceMemoryProperties memory_{};
+  std::string label_, driver_;
+  Limits limits_;
+  bool has_budget_ = false;
+  uint32_t family_ = 0;
+  VkDevice device_ = VK_NULL_HANDLE;
+  VkQueue queue_ = VK_NULL_HANDLE;
+  VkCommandPool pool_ = VK_NULL_HANDLE;
+  VkPipelineLayout layout_ = VK_NULL_HANDLE;
+  VkPipelineCache cache_ = VK_NULL_HANDLE;
+  std::array<VkShaderModule, kShaders> modules_{};
+  std::map<std::pair<Shader, Constants>, VkPipeline> pipelines_;
+  Staging staging_;
+  uint64_t allocated_ = 0;  // bytes of storage
+  double bytes_per_second_ = 0, flops_per_second_ = 0, dispatch_seconds_ = 0, launch_seconds_ = 0;
+};
+
+}  // namespace fth::vulkan

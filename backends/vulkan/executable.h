@@ -1,0 +1,64 @@
+#pragma once
+// A compiled segment: one command buffer, recorded once. What changes from submit to submit, addresses and scalars, is in a small buffer that the
+// shaders read; a submit fills it and queues the commands.
+
+#include "plugins/vulkan/plan.h"
+
+namespace fth::vulkan {
+
+// Device memory, as the boundary hands it around. Freed before its device.
+class Buffer {
+ public:
+  Buffer(Context& context, const Memory& memory, uint64_t bytes) : context_(context), memory_(memory), bytes_(bytes) {}
+  ~Buffer() { context_.free(memory_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  Result<> write(uint64_t offset, const void* src, uint64_t bytes);
+  Result<> read(uint64_t offset, void* dst, uint64_t bytes);
+  VkDeviceAddress address() const { return memory_.address; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  Context& context_;
+  Memory memory_;
+  uint64_t bytes_;  // as asked for
+};
+
+class Executable;
+
+class Event {
+ public:
+  explicit Event(Executable& executable) : executable_(executable) {}
+  Result<> wait();
+
+ private:
+  Executable& executable_;
+};
+
+class Executable {
+ public:
+  static Result<std::unique_ptr<Executable>> make(Context& context, SegmentPlan plan, std::span<const fth_binding> weights);
+  ~Executable();
+  Executable(const Executable&) = delete;
+  Executable& operator=(const Executable&) = delete;
+  // failed_precondition while the last run has not been waited for.
+  Result<Event*> submit(std::span<const fth_binding> bindings, const int64_t* scalars);
+  Result<> wait();
+
+ private:
+  Executable(Context& context, SegmentPlan plan) : context_(context), plan_(std::move(plan)), event_(*this) {}
+  Result<VkDeviceAddress> resolve(const fth_binding& b, uint64_t bytes, uint64_t alignment, std::string_view what, uint64_t index) const;
+  Result<> bind_weights(std::span<const fth_binding> weights);
+  Result<> record();
+  void set_entry(uint32_t i, uint64_t value);
+
+  Context& context_;
+  SegmentPlan plan_;
+  Memory params_;
+  VkCommandBuffer commands_ = VK_NULL_HANDLE;
+  VkFence fence_ = VK_NULL_HANDLE;
+  bool running_ = false;
+  Event event_;
+};
+
+}  // namespace fth::vulkan

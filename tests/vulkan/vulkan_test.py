@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""The program with its attention and head on a Vulkan device: the same text as on the CPU, and the reference's logits.
+
+    vulkan_test.py Lavapipe     on the rasteriser alone, which CTest names as the only driver
+    vulkan_test.py RealDevice   on every device that is not software; skipped where there is none
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+from program import REFERENCE, ROOT, models_folder, must, must_json, run, skip  # noqa: E402
+
+PLUGIN = os.environ.get("FTH_VULKAN_PLUGIN", ROOT / "build/release/plugins/libfth_vulkan.so")
+LOGITS = REFERENCE / "logits"
+PROMPTS = ("Translate to German: The old teacher buys a red car.", "Translate to German: The small child sees a green house.",
+           "Write a sentence: the dog and the big tree")
+
+
+def vulkan_devices():
+    found = must_json("devices", "--json", "--plugin", PLUGIN)["devices"]
+    return [d for d in found if d["backend"] == "vulkan"]
+
+
+def text_on(*where):
+    """What the tiny model writes, prompt by prompt, and the reports of the runs."""
+    done = [run("run", *where, "-p", prompt) for prompt in PROMPTS]
+    for d in done:
+        if d.returncode != 0:
+            raise AssertionError(d.stderr[-2000:])
+    return [d.stdout for d in done], "".join(d.stderr for d in done)
+
+
+def logits_on(device, model, *options):
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "out.npy"
+        must("logits", "-m", models_folder() / f"{model}.gguf", "--tokens", LOGITS / "tokens-tiny-64.txt", "--out", out, "--plugin", PLUGIN,
+             "--device", device, "--kv-type", "f32", *options)
+        return np.load(out)
+
+
+class OnDevice:
+    """Each test on each of self.devices()."""
+
+    def test_same_text(self):
+        wanted, _ = text_on("--cpu-only")
+        self.assertTrue(all(len(text) > 5 for text in wanted), wanted)
+        for device in self.devices():
+            got, report = text_on("--plugin", PLUGIN, "--device", device)
+            self.assertEqual(got, wanted, device)
+            self.assertIn(f"{device}  attention", report)
+            self.assertIn(f"{device}  head", report)
+
+    def test_reference_logits(self):
+        for device in self.devices():
+            for model in ("tiny-F32", "tiny-rope-F32"):
+                wanted = np.load(LOGITS / f"{model}.plain.logits.npy")
+                first = None
+                for options in ((), ("--ubatch", "7"), ("--ubatch", "1")):
+                    ours = logits_on(device, model, *options)
+                    worst = float(np.abs(ours - wanted).max())
+                    print(f"{device} {model} {options}: max difference {worst:.2g}")
+                    self.assertLessEqual(worst, 2e-4)  # as on the CPU: sums in another order
+                    first = ours if first is None else first
+                    self.assertTrue(np.array_equal(ours, first), "a prompt in pieces changes bits")
+
+
+class Lavapipe(OnDevice, unittest.TestCase):
+    def devices(self):
+        return ["vulkan:0"]
+
+    def test_listed_and_not_chosen(self):
+        device, = vulkan_devices()
+        self.assertTrue(device["software"])
+        self.assertIn("listed, not chosen", device["refusal"])
+        self.assertNotIn("vulkan", run("run", "--plugin", PLUGIN, "-p", PROMPTS[0]).stderr)
+
+    def test_two_devices(self):
+        driver = os.environ["VK_ICD_FILENAMES"]
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copy(driver, pathlib.Path(folder) / "second_icd.json")
+            both = {"VK_ICD_FILENAMES": f"{driver}:{copy}", "VK_DRIVER_FILES": f"{driver}:{copy}"}
+            os.environ.update(both)
+            try:
+                self.assertEqual([d["name"] for d in vulkan_devices()], ["vulkan:0", "vulkan:1"])
+                got, report = text_on("--plugin", PLUGIN, "--device", "vulkan:1")
+            finally:
+                os.environ.update(dict.fromkeys(both, driver))
+        self.assertEqual(got, text_on("--cpu-only")[0])
+        self.assertIn("vulkan:1  attention", report)
+
+    def test_no_driver(self):
+        none = dict.fromkeys(("VK_ICD_FILENAMES", "VK_DRIVER_FILES"), "/nonexistent/icd.json")
+        old = os.environ["VK_ICD_FILENAMES"]
+        os.environ.update(none)
+        try:
+            report = must_json("devices", "--json", "--plugin", PLUGIN)
+        finally:
+            os.environ.update(dict.fromkeys(none, old))
+        self.assertFalse([d for d in report["devices"] if d["backend"] == "vulkan"])
+        backend, = [b for b in report["backends"] if b["name"] == "vulkan"]
+        self.assertTrue(backend["loaded"])
+        self.assertIn("no driver", backend["reason"])
+
+
+class RealDevice(OnDevice, unittest.TestCase):
+    def devices(self):
+        return [d["name"] for d in vulkan_devices() if not d["software"]]
+
+    def test_conformance(self):
+        for device in self.devices():
+            for options in ("subgroups=on", "subgroups=off", "mapped=off"):
+                done = subprocess.run([os.environ["FTH_CONFORMANCE"], "--backend", PLUGIN, "--device", device.split(":")[1], "--options", options,
+                                       "--expect", ROOT / "plugins/vulkan/conformance.txt"], capture_output=True, text=True, timeout=600)
+                self.assertEqual(done.returncode, 0, f"{device} {options}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
+                print(done.stdout.strip())
+
+
+if __name__ == "__main__":
+    seen = vulkan_devices()
+    if sys.argv[1] == "Lavapipe" and not (len(seen) == 1 and seen[0]["software"]):
+        skip("no lavapipe driver (mesa-vulkan-drivers)")
+    if sys.argv[1] == "RealDevice" and all(d["software"] for d in seen):
+        skip("no Vulkan device that is not software: " + (", ".join(d["description"] for d in seen) or "none at all"))
+    unittest.main(verbosity=2)
