@@ -54,7 +54,7 @@ Result<DownLayout> choose_down(const Layer& layer, int64_t i, PackDown wanted) {
 }
 
 // What will be where. `sums` is filled while slabs are written.
-struct Plan {
+struct PackPlan {
   std::vector<const TensorInfo*> dense;
   std::vector<LayerPlan> layers;
   std::vector<uint64_t> sums;  // [n_layer, n_expert]
@@ -62,7 +62,7 @@ struct Plan {
 };
 
 // The slabs' tensors follow the dense ones.
-GgufHead make_head(const Model& model, const Plan& plan) {
+GgufHead make_head(const Model& model, const PackPlan& plan) {
   GgufWriter w(kSlabAlignment);
   const MetaValue alignment{"general.alignment", MetaType::u32, kSlabAlignment};
   for (const MetaValue& kv : model.file.metadata()) {
@@ -88,8 +88,8 @@ GgufHead make_head(const Model& model, const Plan& plan) {
   return w.finish();
 }
 
-Result<Plan> make_plan(const Model& model, PackDown down) {
-  Plan plan;
+Result<PackPlan> make_plan(const Model& model, PackDown down) {
+  PackPlan plan;
   std::set<std::string_view> stacks;
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const Layer& layer = model.layers[i];
@@ -108,7 +108,7 @@ Result<Plan> make_plan(const Model& model, PackDown down) {
 }
 
 // Which input, and what becomes of it. The head holds metadata, directory and every choice.
-Result<std::string> identity_of(const Model& model, const Plan& plan) {
+Result<std::string> identity_of(const Model& model, const PackPlan& plan) {
   std::string out = "forethought pack 1\n";
   for (const fs::path& path : model.file.parts()) {
     struct stat st {};
@@ -139,7 +139,7 @@ Result<> check_space(const PackOptions& o, const fs::path& part, uint64_t needed
   const fs::space_info space = fs::space(folder, error);
   if (error) return fail(Code::failed_precondition, message(folder.native(), ": ", error.message()));
   uint64_t taken = 0;
-  if (const auto old = File::open(part, O_RDONLY)) taken = old->disk_bytes();
+  if (const auto old = PackFile::open(part, O_RDONLY)) taken = old->disk_bytes();
   if (taken + space.available >= needed) return {};
   return fail(Code::failed_precondition, message(folder.native(), ": the packed model takes ", format_bytes(needed), ", ",
                                                  format_bytes(space.available + taken), " are free; nothing was written"));
@@ -166,7 +166,7 @@ bool parse_layer_record(std::string_view record, size_t layer, std::span<uint64_
 
 class Packer {
  public:
-  Packer(const PackOptions& o, const Model& model, Plan& plan, const File& part, Journal& journal)
+  Packer(const PackOptions& o, const Model& model, PackPlan& plan, const PackFile& part, Journal& journal)
       : o_(o), model_(model), plan_(plan), part_(part), journal_(journal), n_expert_(static_cast<size_t>(model.config.n_expert)) {
     buffer_.resize(kBatchBytes);
   }
@@ -182,6 +182,7 @@ class Packer {
   Result<> write_dense();
   Result<> write_layer(size_t i);
   Result<> expert(const LayerPlan& l, size_t e, std::byte* slab) const;
+  Result<bool> dense_checks_out();
   Result<bool> checks_out(size_t i);
   std::span<uint64_t> sums(size_t layer) { return std::span(plan_.sums).subspan(layer * n_expert_, n_expert_); }
   Result<> put(std::span<const std::byte> bytes, uint64_t offset) {
@@ -200,8 +201,8 @@ class Packer {
 
   const PackOptions& o_;
   const Model& model_;
-  Plan& plan_;
-  const File& part_;
+  PackPlan& plan_;
+  const PackFile& part_;
   Journal& journal_;
   const size_t n_expert_;
   std::vector<std::byte> buffer_;
@@ -231,6 +232,12 @@ Result<size_t> Packer::resume(std::string_view identity) {
     FTH_RETURN_IF_ERROR(begin(identity));
     return 0;
   }
+  FTH_ASSIGN_OR_RETURN(const bool dense, dense_checks_out());
+  if (!dense) {
+    note("the unfinished pack is damaged in front of its layers: begins anew");
+    FTH_RETURN_IF_ERROR(begin(identity));
+    return 0;
+  }
   size_t n = 0;
   while (n < plan_.layers.size() && n + 1 < records->size() && parse_layer_record((*records)[n + 1], n, sums(n))) {
     FTH_ASSIGN_OR_RETURN(const bool good, checks_out(n));
@@ -251,8 +258,21 @@ Result<bool> Packer::checks_out(size_t i) {
   const LayerPlan& l = plan_.layers[i];
   for (size_t e = 0; e < n_expert_; ++e) {
     if (stopped()) return interrupted(i);
-    FTH_ASSIGN_OR_RETURN(const uint64_t found, slab_xxh3(part_, l.at + e * l.slab.bytes, l.parts, buffer_));
-    if (found != sums(i)[e]) return false;
+    const auto found = slab_xxh3(part_, l.at + e * l.slab.bytes, l.parts, buffer_);
+    if (!found || *found != sums(i)[e]) return false;
+  }
+  return true;
+}
+
+Result<bool> Packer::dense_checks_out() {
+  for (size_t i = 0; i < plan_.dense.size(); ++i) {
+    const TensorInfo& t = *plan_.dense[i];
+    for (uint64_t at = 0; at < t.bytes; at += kBatchBytes) {
+      if (stopped()) return interrupted(0);
+      const std::span<std::byte> there = std::span(buffer_).first(std::min(kBatchBytes, t.bytes - at));
+      if (!part_.read_at(there, plan_.head.offsets[i] + at) || std::memcmp(there.data(), t.data + at, there.size()) != 0) return false;
+      model_.file.release_pages();
+    }
   }
   return true;
 }
@@ -320,13 +340,13 @@ Result<PackReport> pack_model(const PackOptions& o) try {
   if (!model.config.is_sparse()) return refused("has no experts to pack");
   if (model.config.packed) return refused("is packed already");
   FTH_RETURN_IF_ERROR(check_places(o, model));
-  FTH_ASSIGN_OR_RETURN(Plan plan, make_plan(model, o.down));
+  FTH_ASSIGN_OR_RETURN(PackPlan plan, make_plan(model, o.down));
   FTH_ASSIGN_OR_RETURN(const std::string identity, identity_of(model, plan));
   const fs::path part_path = with_suffix(o.out, ".part"), journal_path = with_suffix(o.out, ".part.state");
   FTH_RETURN_IF_ERROR(check_space(o, part_path, plan.head.file_bytes));
 
   FTH_ASSIGN_OR_RETURN(Journal journal, Journal::open(journal_path));
-  FTH_ASSIGN_OR_RETURN(const File part, File::open(part_path, O_RDWR | O_CREAT));
+  FTH_ASSIGN_OR_RETURN(const PackFile part, PackFile::open(part_path, O_RDWR | O_CREAT));
   Packer packer(o, model, plan, part, journal);
   FTH_ASSIGN_OR_RETURN(const size_t kept, packer.resume(identity));
   FTH_RETURN_IF_ERROR(packer.write(kept));
@@ -359,9 +379,9 @@ Result<std::vector<DamagedSlab>> verify_packed(const Model& model, const std::fu
   const std::string_view name = model.file.name();
   if (!model.config.packed) return fail(Code::failed_precondition, message(name, ": is not packed and has no checksums"));
   if (model.file.parts().empty()) return fail(Code::failed_precondition, message(name, ": is not in a file"));
-  std::vector<File> files;
+  std::vector<PackFile> files;
   for (const fs::path& path : model.file.parts()) {
-    FTH_ASSIGN_OR_RETURN(File file, File::open(path, O_RDONLY));
+    FTH_ASSIGN_OR_RETURN(PackFile file, PackFile::open(path, O_RDONLY));
     files.push_back(std::move(file));
   }
   uint64_t total = 0, done = 0;

@@ -19,28 +19,28 @@ namespace fth {
 
 namespace fs = std::filesystem;
 
-Result<File> File::open(const fs::path& path, int flags) {
+Result<PackFile> PackFile::open(const fs::path& path, int flags) {
   const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0666);
-  if (fd >= 0) return File(fd, path);
+  if (fd >= 0) return PackFile(fd, path);
   return fail(errno == ENOENT ? Code::not_found : Code::failed_precondition,
               message(path.native(), ": cannot be opened: ", std::strerror(errno)));
 }
 
-File& File::operator=(File&& o) noexcept {
+PackFile& PackFile::operator=(PackFile&& o) noexcept {
   std::swap(fd_, o.fd_);
   std::swap(path_, o.path_);
   return *this;
 }
 
-File::~File() {
+PackFile::~PackFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-tl::unexpected<Error> File::failed(std::string_view what, int error) const {
+tl::unexpected<Error> PackFile::failed(std::string_view what, int error) const {
   return fail(Code::failed_precondition, message(path_.native(), ": cannot be ", what, ": ", std::strerror(error)));
 }
 
-Result<> File::write_at(std::span<const std::byte> bytes, uint64_t offset) const {
+Result<> PackFile::write_at(std::span<const std::byte> bytes, uint64_t offset) const {
   while (!bytes.empty()) {
     const ssize_t n = ::pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
@@ -51,7 +51,7 @@ Result<> File::write_at(std::span<const std::byte> bytes, uint64_t offset) const
   return {};
 }
 
-Result<> File::read_at(std::span<std::byte> bytes, uint64_t offset) const {
+Result<> PackFile::read_at(std::span<std::byte> bytes, uint64_t offset) const {
   while (!bytes.empty()) {
     const ssize_t n = ::pread(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
@@ -63,12 +63,12 @@ Result<> File::read_at(std::span<std::byte> bytes, uint64_t offset) const {
   return {};
 }
 
-Result<> File::resize(uint64_t bytes) const {
+Result<> PackFile::resize(uint64_t bytes) const {
   if (::ftruncate(fd_, static_cast<off_t>(bytes)) != 0) return failed(message("made ", bytes, " bytes long"), errno);
   return {};
 }
 
-Result<> File::reserve(uint64_t bytes) const {
+Result<> PackFile::reserve(uint64_t bytes) const {
   int result = 0;
   do {
     result = ::fallocate(fd_, 0, 0, static_cast<off_t>(bytes));
@@ -77,29 +77,29 @@ Result<> File::reserve(uint64_t bytes) const {
   return {};
 }
 
-Result<> File::sync() const {
+Result<> PackFile::sync() const {
   if (::fdatasync(fd_) != 0) return failed("put on the disk", errno);
   return {};
 }
 
-void File::start_sync(uint64_t offset, uint64_t bytes) const {
+void PackFile::start_sync(uint64_t offset, uint64_t bytes) const {
   ::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes), SYNC_FILE_RANGE_WRITE);
 }
 
-uint64_t File::size() const {
+uint64_t PackFile::size() const {
   struct stat st {};
   return ::fstat(fd_, &st) == 0 ? static_cast<uint64_t>(st.st_size) : 0;
 }
 
-uint64_t File::disk_bytes() const {
+uint64_t PackFile::disk_bytes() const {
   struct stat st {};
   return ::fstat(fd_, &st) == 0 ? static_cast<uint64_t>(st.st_blocks) * 512 : 0;
 }
 
-bool File::try_lock() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK; }
+bool PackFile::try_lock() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK; }
 
 Result<> sync_folder(const fs::path& folder) {
-  FTH_ASSIGN_OR_RETURN(const File file, File::open(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY));
+  FTH_ASSIGN_OR_RETURN(const PackFile file, PackFile::open(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY));
   return file.sync();
 }
 
@@ -116,7 +116,7 @@ std::string sealed(std::string_view record) { return message(record, " ", hex(fi
 }  // namespace
 
 Result<Journal> Journal::open(const fs::path& path) {
-  FTH_ASSIGN_OR_RETURN(File file, File::open(path, O_RDWR | O_CREAT));
+  FTH_ASSIGN_OR_RETURN(PackFile file, PackFile::open(path, O_RDWR | O_CREAT));
   if (!file.try_lock())
     return fail(Code::failed_precondition,
                 message(path.native(), ": another process is packing to the same file; let it finish or end it"));
@@ -172,7 +172,7 @@ uint64_t slab_xxh3(const std::byte* slab, const SlabParts& parts) {
   return XXH3_64bits_digest(&state);
 }
 
-Result<uint64_t> slab_xxh3(const File& file, uint64_t offset, const SlabParts& parts, std::span<std::byte> buffer) {
+Result<uint64_t> slab_xxh3(const PackFile& file, uint64_t offset, const SlabParts& parts, std::span<std::byte> buffer) {
   const SlabLayout layout = parts.layout();
   XXH3_state_t state;
   XXH3_64bits_reset(&state);

@@ -18,12 +18,12 @@ namespace fth {
 
 // An open file. One thread. Errors: failed_precondition with path and the system's reason (not_found where it does not exist), data_loss for a read
 // that fails or ends early.
-class File {
+class PackFile {
  public:
-  static Result<File> open(const std::filesystem::path& path, int flags);  // as ::open(); created files are the umask's
-  File(File&& o) noexcept : fd_(std::exchange(o.fd_, -1)), path_(std::move(o.path_)) {}
-  File& operator=(File&& o) noexcept;
-  ~File();
+  static Result<PackFile> open(const std::filesystem::path& path, int flags);  // as ::open(); created files are the umask's
+  PackFile(PackFile&& o) noexcept : fd_(std::exchange(o.fd_, -1)), path_(std::move(o.path_)) {}
+  PackFile& operator=(PackFile&& o) noexcept;
+  ~PackFile();
 
   Result<> write_at(std::span<const std::byte> bytes, uint64_t offset) const;  // all of them
   Result<> read_at(std::span<std::byte> bytes, uint64_t offset) const;         // all of them
@@ -39,7 +39,7 @@ class File {
   bool try_lock() const;
 
  private:
-  File(int fd, std::filesystem::path path) : fd_(fd), path_(std::move(path)) {}
+  PackFile(int fd, std::filesystem::path path) : fd_(fd), path_(std::move(path)) {}
   tl::unexpected<Error> failed(std::string_view what, int error) const;
   int fd_ = -1;
   std::filesystem::path path_;
@@ -64,8 +64,8 @@ class Journal {
   Result<> append(std::string_view record);
 
  private:
-  explicit Journal(File file) : file_(std::move(file)) {}
-  File file_;
+  explicit Journal(PackFile file) : file_(std::move(file)) {}
+  PackFile file_;
   uint64_t end_ = 0;
 };
 
@@ -80,6 +80,6 @@ uint64_t fingerprint(std::span<const std::byte> bytes);
 // Over gate, up and down, without what lies between them.
 uint64_t slab_xxh3(const std::byte* slab, const SlabParts& parts);
 // Of a slab in a file, read through `buffer` in pieces of its size.
-Result<uint64_t> slab_xxh3(const File& file, uint64_t offset, const SlabParts& parts, std::span<std::byte> buffer);
+Result<uint64_t> slab_xxh3(const PackFile& file, uint64_t offset, const SlabParts& parts, std::span<std::byte> buffer);
 
 }  // namespace fth

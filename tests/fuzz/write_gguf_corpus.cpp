@@ -4,6 +4,7 @@
 #include <exception>
 #include <limits>
 
+#include "tests/model/packed_models.h"
 #include "tests/model/tiny_models.h"
 
 namespace {
@@ -53,6 +54,7 @@ void write_good(const std::filesystem::path& folder) {
   GgufWriter q = tiny_smallthinker(quantised);
   q.alignment = 64;
   q.u32("general.alignment", 64).write(folder / "good-q4_0.gguf");
+  tiny_packed(quantised, DownLayout::neuron_major).write(folder / "good-packed-q4_0.gguf");
 }
 
 void write_bad(const std::filesystem::path& folder) {
@@ -70,6 +72,14 @@ void write_bad(const std::filesystem::path& folder) {
   changed("unsupported-type", [](auto& w) { w.tensors[0].type = 23; });
   changed("past-the-end", [](auto& w) { w.tensors.back().bytes.resize(4); });
   changed("top-k", [](auto& w) { w.u32("smallthinker.expert_used_count", 3); });
+  const auto changed_packed = [&](const char* name, auto change) {
+    GgufWriter w = tiny_packed(smallest(), DownLayout::row_major);
+    change(w);
+    w.write(folder / (std::string("bad-packed-") + name + ".gguf"));
+  };
+  changed_packed("version", [](auto& w) { w.u32(kPackedVersion, 2); });
+  changed_packed("sums", [](auto& w) { w.template array<uint64_t>(kPackedXxh3, MetaType::u64, {1}); });
+  changed_packed("layout", [](auto& w) { w.texts(kPackedDown, {"sideways"}); });
   changed("nan-router", [](auto& w) {
     const float nan = std::numeric_limits<float>::quiet_NaN();
     std::memcpy(w.at("blk.0.ffn_gate_inp.weight").bytes.data() + 8, &nan, 4);

@@ -257,6 +257,13 @@ TEST(Pack, BelievesAnUnfinishedPackOnlyWhereItChecksOut) {
          write(p.part, b);
        },
        1, "layer 1"},
+      {"a changed dense tensor",
+       [](Place& p) {
+         Bytes b = read(p.part);
+         b[b.size() - 20 * kSlab - 4096] ^= std::byte{1};  // the last one's first byte
+         write(p.part, b);
+       },
+       0, "in front of its layers"},
       {"newer input", [](Place& p) { fs::last_write_time(p.in, fs::last_write_time(p.in) + std::chrono::seconds(2)); }, 0, "another input"},
       {"another input",
        [](Place& p) {
