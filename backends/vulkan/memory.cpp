@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/base/bytes.h"
 #include "backends/vulkan/context.h"
+#include "core/base/bytes.h"
 
 namespace fth::vulkan {
 namespace {

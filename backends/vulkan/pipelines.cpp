@@ -8,8 +8,8 @@
 #include <filesystem>
 #include <fstream>
 
-#include "core/base/bytes.h"
 #include "backends/vulkan/context.h"
+#include "core/base/bytes.h"
 
 namespace fth::vulkan {
 namespace {

@@ -1,31 +1,17 @@
-// The token loop: one step of the model over up to a ubatch of tokens. Segments run where the plan put them; activations move between devices only
-// when the reader's memory does not hold the current value.
+// The token loop: one step of the model over up to a ubatch of tokens. Segments run where the plan put them (segment_runner.h).
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <numeric>
 #include <utility>
 
-#include "core/base/check.h"
-#include "core/engine/engine_impl.h"
+#include "core/engine/segment_runner.h"
 
 namespace fth {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-class Step {
+class Step : public SegmentRunner {
  public:
-  Step(Session::Impl& session, std::span<const int32_t> ids, int64_t pos)
-      : s_(session),
-        e_(*session.engine),
-        config_(session.engine->model->config),
-        ids_(ids),
-        n_(static_cast<int64_t>(ids.size())),
-        pos_(pos),
-        expose_(session.inspect ? Expose::norms : Expose::no) {}
-
-  uint64_t bytes() const { return bytes_; }  // of weights and KV read so far
+  using SegmentRunner::SegmentRunner;
 
   Result<> run(Want want, const OnRows& on_rows) {
     if (e_.embedding) {  // only these rows are read, in order
@@ -71,8 +57,6 @@ class Step {
   }
 
  private:
-  Area& area(Port p) { return s_.areas[static_cast<size_t>(p)]; }
-
   Result<> route(int64_t layer) {
     FTH_RETURN_IF_ERROR(submit(SegmentKind::router, layer));
     FTH_RETURN_IF_ERROR(fetch_to_host(Port::router_logits));
@@ -93,11 +77,6 @@ class Step {
     if (s_.on_routing) s_.on_routing(layer, pos_, n_, config_.top_k, r.ids.data());
     put(Port::gates, r.gates);
     return {};
-  }
-
-  void put(Port port, const auto& values) {
-    std::memcpy(s_.host<std::byte>(port), values.data(), values.size() * sizeof values[0]);
-    written_by_host(port);
   }
 
   Result<> run_resident_experts(int64_t layer) {
@@ -183,137 +162,9 @@ class Step {
     return {};
   }
 
-  // Runs one segment on its device and waits for it, with its time and bytes booked.
-  Result<> submit(SegmentKind kind, int64_t layer) {
-    const bool is_head = kind == SegmentKind::head;
-    const int64_t n = is_head ? n_rows_ : n_;
-    FTH_ASSIGN_OR_RETURN(Compiled* const c, e_.get(kind, layer, bucket_for(n), expose_));
-    const size_t space = e_.space_of[c->device];
-    s_.bindings.clear();
-    for (size_t i = 0, bound = 0; i < c->segment.tensors.size(); ++i) {
-      const uint16_t role = c->segment.tensors[i].role;
-      if (role == FTH_ROLE_WEIGHT || role == FTH_ROLE_TEMP) continue;
-      const Port port = c->segment.ports[bound++];
-      if (role == FTH_ROLE_STATE) {
-        LayerCache& cache = s_.caches[static_cast<size_t>(layer)];
-        s_.bindings.push_back(port == Port::k_cache ? cache.k.whole() : cache.v.whole());
-      } else if (role == FTH_ROLE_SLOTS) {
-        FTH_RETURN_IF_ERROR(bind_experts(*c, port, layer));
-      } else {
-        if (role == FTH_ROLE_INPUT) FTH_RETURN_IF_ERROR(make_valid(port, space, c->device));
-        const Area& a = area(port);
-        const uint64_t skip = is_head && port == Port::x ? static_cast<uint64_t>(first_row_) * a.row_bytes : 0;
-        s_.bindings.push_back(s_.act_buffers[c->device].at(a.offset + skip, a.bytes - skip));
-      }
-    }
-    if (c->workspace_bytes > 0) s_.bindings.push_back(e_.workspaces[c->device].at(0, c->workspace_bytes));
-
-    const auto n_slots = static_cast<int64_t>(kind == SegmentKind::experts ? s_.bound.size() : 0);
-    const std::array<int64_t, FTH_SCALAR_COUNT> scalars = {n, pos_ + (is_head ? first_row_ : 0), n_slots};
-    const auto begin = Clock::now();
-    if (auto done = c->executable.run(s_.bindings, scalars); !done)
-      return tl::unexpected<Error>(std::move(done).error().context(e_.device(c->device).name() + ": " + c->segment.name));
-    book(*c, layer, n, n_slots, std::chrono::duration<double>(Clock::now() - begin).count());
-
-    for (size_t i = 0, bound = 0; i < c->segment.tensors.size(); ++i) {
-      const uint16_t role = c->segment.tensors[i].role;
-      if (role == FTH_ROLE_WEIGHT || role == FTH_ROLE_TEMP) continue;
-      const Port port = c->segment.ports[bound++];
-      if (role == FTH_ROLE_OUTPUT) area(port).valid = 1u << space;
-    }
-    return {};
-  }
-
-  Result<> bind_experts(const Compiled& c, Port port, int64_t layer) {
-    const Layer& l = e_.model->layers[static_cast<size_t>(layer)];
-    const Weight& w = port == Port::expert_gate ? l.gate : port == Port::expert_up ? l.up : l.down;
-    const Buffer* buffer = &e_.slots;
-    if (!e_.store) {
-      FTH_ASSIGN_OR_RETURN(buffer, e_.weight(c.device, w));
-    }
-    for (const BoundExpert& b : s_.bound)
-      s_.bindings.push_back(buffer->at(port == Port::expert_gate ? b.gate : port == Port::expert_up ? b.up : b.down, w.expert_bytes()));
-    s_.bindings.insert(s_.bindings.end(), static_cast<size_t>(c.segment.n_slots) - s_.bound.size(), fth_binding{});
-    return {};
-  }
-
-  void book(const Compiled& c, int64_t layer, int64_t n, int64_t n_slots, double seconds) {
-    uint64_t bytes = c.weight_bytes;
-    if (c.segment.kind == SegmentKind::embed) bytes = static_cast<uint64_t>(n) * row_bytes(e_.model->token_embd.dtype, config_.n_embd);
-    if (c.segment.kind == SegmentKind::experts) bytes *= static_cast<uint64_t>(n_slots);
-    if (c.segment.kind == SegmentKind::attention) {
-      const int64_t window = e_.model->layers[static_cast<size_t>(layer)].window;
-      const int64_t seen = window == 0 ? pos_ + n : std::min(pos_ + n, window + n - 1);
-      bytes += static_cast<uint64_t>(2 * seen) * row_bytes(e_.shapes.kv_dtype, config_.n_head_kv * config_.head_dim);
-    }
-    SegmentTime& t = s_.times[{c.device, c.segment.kind}];
-    ++t.count;
-    t.seconds += seconds;
-    t.bytes += bytes;
-    bytes_ += bytes;
-  }
-
-  void written_by_host(Port p) { area(p).valid = 1; }
-
-  uint64_t used_bytes(const Area& a) const {
-    return std::min(a.bytes, a.row_bytes == 0 ? a.bytes : static_cast<uint64_t>(n_) * a.row_bytes);
-  }
-
-  Result<> fetch_to_host(Port p) {
-    Area& a = area(p);
-    if (a.valid & 1u) return {};
-    FTH_CHECK(a.valid != 0, "an activation is read before it was written");
-    const auto space = static_cast<size_t>(__builtin_ctz(a.valid));
-    const uint64_t bytes = p == Port::logits || p == Port::norm ? a.bytes : used_bytes(a);
-    FTH_RETURN_IF_ERROR(s_.act_buffers[e_.space_owner[space]].read(a.offset, s_.activations.data() + a.offset, bytes));
-    s_.stats.copied_bytes += bytes;
-    a.valid |= 1u;
-    return {};
-  }
-
-  Result<> make_valid(Port p, size_t space, size_t device) {
-    Area& a = area(p);
-    if (a.valid & (1u << space)) return {};
-    FTH_RETURN_IF_ERROR(fetch_to_host(p));
-    if (space == 0) return {};
-    const uint64_t bytes = used_bytes(a);
-    FTH_RETURN_IF_ERROR(s_.act_buffers[device].write(a.offset, s_.activations.data() + a.offset, bytes));
-    s_.stats.copied_bytes += bytes;
-    a.valid |= 1u << space;
-    return {};
-  }
-
-  Result<> look(const char* what, Port p, int64_t cols, int64_t layer) {
-    if (!s_.inspect) return {};
-    FTH_RETURN_IF_ERROR(fetch_to_host(p));
-    s_.inspect(layer < 0 ? std::string(what) : what + ("-" + std::to_string(layer)), pos_, n_, cols, s_.host<float>(p));
-    return {};
-  }
-
-  // ffn_out is not a value of the pass (combine adds the experts to y directly): it is summed again here, as combine does.
-  Result<> look_at_experts_sum(int64_t layer) {
-    if (!s_.inspect) return {};
-    FTH_RETURN_IF_ERROR(fetch_to_host(Port::expert_out));
-    const auto width = static_cast<size_t>(config_.n_embd), k = static_cast<size_t>(config_.top_k);
-    std::vector<float> sum(static_cast<size_t>(n_) * width, 0.0f);
-    const float* out = s_.host<float>(Port::expert_out);
-    for (size_t r = 0; r < static_cast<size_t>(n_) * k; ++r)
-      for (size_t i = 0; i < width; ++i) sum[r / k * width + i] += s_.routing.gates[r] * out[r * width + i];
-    s_.inspect("ffn_out-" + std::to_string(layer), pos_, n_, config_.n_embd, sum.data());
-    return {};
-  }
-
-  Session::Impl& s_;
-  Engine::Impl& e_;
-  const Config& config_;
-  std::span<const int32_t> ids_;
-  int64_t n_, pos_;
-  Expose expose_;
-  int64_t first_row_ = 0, n_rows_ = 0;  // of the head run
   // Streamed experts: the lease that was requested last, how many of order[] are requested, and how many at once.
   ExpertStore::Lease next_lease_;
   size_t requested_ = 0, group_ = 0;
-  uint64_t bytes_ = 0;
 };
 
 }  // namespace

@@ -1,0 +1,58 @@
+#pragma once
+// What the token loop (step.cpp) stands on: runs one segment on its device for the tokens of one step. Activations move between devices only when
+// the reader's memory does not hold the current value. Lives for one step; private to this folder.
+
+#include <cstring>
+#include <span>
+
+#include "core/engine/engine_impl.h"
+
+namespace fth {
+
+class SegmentRunner {
+ public:
+  SegmentRunner(Session::Impl& session, std::span<const int32_t> ids, int64_t pos)
+      : s_(session),
+        e_(*session.engine),
+        config_(session.engine->model->config),
+        ids_(ids),
+        n_(static_cast<int64_t>(ids.size())),
+        pos_(pos),
+        expose_(session.inspect ? Expose::norms : Expose::no) {}
+
+  uint64_t bytes() const { return bytes_; }  // of weights and KV read so far
+
+ protected:
+  // Runs one segment and waits for it, with its time and bytes booked. EXPERTS segments use the experts of s_.bound; heads first_row_ and n_rows_.
+  Result<> submit(SegmentKind kind, int64_t layer);
+
+  Area& area(Port p) { return s_.areas[static_cast<size_t>(p)]; }
+  void written_by_host(Port p) { area(p).valid = 1; }
+  void put(Port port, const auto& values) {
+    std::memcpy(s_.host<std::byte>(port), values.data(), values.size() * sizeof values[0]);
+    written_by_host(port);
+  }
+  Result<> fetch_to_host(Port p);
+
+  // Values for Session::set_inspect; nothing without it.
+  Result<> look(const char* what, Port p, int64_t cols, int64_t layer);
+  Result<> look_at_experts_sum(int64_t layer);
+
+  Session::Impl& s_;
+  Engine::Impl& e_;
+  const Config& config_;
+  std::span<const int32_t> ids_;
+  int64_t n_, pos_;
+  Expose expose_;
+  int64_t first_row_ = 0, n_rows_ = 0;  // of the head run
+
+ private:
+  Result<> bind_experts(const Compiled& c, Port port, int64_t layer);
+  void book(const Compiled& c, int64_t layer, int64_t n, int64_t n_slots, double seconds);
+  uint64_t used_bytes(const Area& a) const;
+  Result<> make_valid(Port p, size_t space, size_t device);
+
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace fth
