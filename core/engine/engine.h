@@ -31,12 +31,14 @@ namespace fth {
 // Where the experts' weights live while the model runs.
 enum class ExpertPlacement { automatic, resident, streamed };  // automatic: resident when all fit the budget
 
+enum class Guess { automatic, on, off };  // automatic: tried both ways every few hundred tokens; the faster one is kept
+
 struct StreamOptions {  // docs/memory.md
   int64_t slots = 0;    // experts kept in RAM; 0: as many as the budget leaves room for
   std::string reader = "auto", policy = "auto";
   uint32_t queue_depth = 0;        // 0: the reader's default
   bool direct = true;              // past the page cache where the file system can
-  bool guess = true;               // read ahead for the next layer what its router says of this layer's input
+  Guess guess = Guess::automatic;  // read ahead for the next layer what its router says of this layer's input
   bool verify = false;             // check each expert's checksum as it lands (packed models)
   std::filesystem::path warm_set;  // read at the start when it exists, written by save_warm_set(); empty: none
 };

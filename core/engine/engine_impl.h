@@ -31,6 +31,30 @@ struct Compiled {
   uint64_t workspace_bytes = 0;  // bound at submit, at the start of the device's workspace
 };
 
+// Whether guessing pays, found out while decoding: of each kPeriod tokens kTrial, after some to fill the slots, alternate in blocks between guessing and not;
+// the way that was faster serves the rest. It depends on the disk, the slots and the router's cost; results do not depend on it.
+class GuessTrial {
+ public:
+  bool on(Guess wanted) const {
+    if (wanted != Guess::automatic) return wanted == Guess::on;
+    const int64_t at = token_ % kPeriod - kBefore;
+    return at >= 0 && at < kTrial ? at / kBlock % 2 == 0 : better_;
+  }
+  void decoded(double seconds) {
+    const int64_t at = token_++ % kPeriod - kBefore;
+    if (at < 0 || at >= kTrial) return;
+    if (at == 0) seconds_[0] = seconds_[1] = 0;
+    if (at % kBlock != 0) seconds_[at / kBlock % 2] += seconds;  // the first of a block still profits from the block before
+    if (at == kTrial - 1) better_ = seconds_[0] <= seconds_[1];
+  }
+
+ private:
+  static constexpr int64_t kPeriod = 512, kBefore = 32, kBlock = 8, kTrial = 4 * kBlock;
+  int64_t token_ = 0;
+  double seconds_[2] = {};
+  bool better_ = true;
+};
+
 struct Engine::Impl {
   EngineOptions options;
   std::optional<Model> model;
@@ -57,7 +81,8 @@ struct Engine::Impl {
   HostBlock dense, embedding_rows;
   std::map<const std::byte*, std::byte*> dense_place;  // mapped data -> its copy in `dense`
   std::vector<ReadFile> files;                         // of the model
-  Weight embedding;                                    // embedding_rows as the embed segment's table; empty: the whole table is at hand
+  GuessTrial guess_trial;
+  Weight embedding;  // embedding_rows as the embed segment's table; empty: the whole table is at hand
   bool streamed() const { return plan.expert_slots > 0; }
 
   size_t device_for(SegmentKind kind, int64_t layer) const {

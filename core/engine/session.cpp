@@ -174,7 +174,9 @@ Result<std::span<const float>> Session::decode(int32_t id) {
   const auto begin = Clock::now();
   FTH_ASSIGN_OR_RETURN(const uint64_t bytes, step(s, {&id, 1}, n_past(), Want::last_logits, {}));
   s.tokens.push_back(id);
-  s.stats.decode_seconds += seconds_since(begin);
+  const double seconds = seconds_since(begin);
+  s.engine->guess_trial.decoded(seconds);
+  s.stats.decode_seconds += seconds;
   s.stats.decode_tokens += 1;
   s.stats.decode_bytes += bytes;
   return std::span<const float>(s.host<float>(Port::logits), static_cast<size_t>(c.n_vocab));

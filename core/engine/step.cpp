@@ -100,7 +100,8 @@ class Step : public SegmentRunner {
     group_ = s_.order.size() <= n_slots ? s_.order.size() : std::max<size_t>(n_slots / 2, 1);
     requested_ = 0;
     FTH_RETURN_IF_ERROR(request_group(layer));
-    if (n_ == 1 && layer + 1 < config_.n_layer && e_.options.stream.guess && !s_.inspect) FTH_RETURN_IF_ERROR(guess(layer + 1));
+    if (n_ == 1 && layer + 1 < config_.n_layer && e_.guess_trial.on(e_.options.stream.guess) && !s_.inspect)
+      FTH_RETURN_IF_ERROR(guess(layer + 1));
     return {};
   }
 

@@ -100,7 +100,7 @@ TEST(Streaming, AnySlotsAndReaderGiveTheBitsOfAResidentRun) {
           o.model = model;
           o.stream.reader = reader;
           o.stream.queue_depth = depth;
-          o.stream.guess = depth != 1;
+          o.stream.guess = depth != 1 ? Guess::on : Guess::off;
           o.registry.n_threads = depth == 1 ? 1 : 2;
           if (auto opened = Engine::open(o); !opened && opened.error().code == Code::unavailable) continue;  // io_uring forbidden here
           IoStats io;

@@ -57,7 +57,8 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("expert-policy", value(&flags.policy, "NAME"), "which expert makes room: auto, lru, lfu or reuse")                  //
       ("expert-queue", value(&flags.queue_depth, "N"), "reads in flight at most (default: the reader's own)")              //
       ("expert-buffered", po::bool_switch(&flags.buffered), "read through the page cache instead of past it")              //
-      ("no-guess", po::bool_switch(&flags.no_guess), "do not read ahead what the next layer's router says early")          //
+      ("expert-guess", value(&flags.guess, "WHEN"),
+       "read ahead what the next layer's router says early: auto, on or off (default: auto)")                              //
       ("verify-experts", po::bool_switch(&flags.verify_experts), "check each streamed expert's checksum (packed models)")  //
       ("warm-set", value(&flags.warm_set, "FILE"), "start with the experts that were used most, and remember them here");
   add_devices(flags, options);

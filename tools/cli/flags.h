@@ -36,7 +36,8 @@ struct EngineFlags : DeviceFlags {
   // Experts streamed from storage: docs/memory.md.
   std::string experts = "auto", reader = "auto", policy = "auto", warm_set;
   int64_t slots = 0, queue_depth = 0;
-  bool no_guess = false, verify_experts = false, buffered = false;
+  std::string guess = "auto";
+  bool verify_experts = false, buffered = false;
 };
 
 struct SamplingFlags {

@@ -124,7 +124,9 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   out.stream.policy = flags.policy;
   out.stream.queue_depth = static_cast<uint32_t>(flags.queue_depth);
   out.stream.direct = !flags.buffered;
-  out.stream.guess = !flags.no_guess;
+  if (flags.guess != "auto" && flags.guess != "on" && flags.guess != "off")
+    return fail(Code::invalid_argument, "--expert-guess " + flags.guess + ": must be auto, on or off");
+  out.stream.guess = flags.guess == "on" ? Guess::on : flags.guess == "off" ? Guess::off : Guess::automatic;
   out.stream.verify = flags.verify_experts;
   out.stream.warm_set = flags.warm_set;
   out.n_ctx = flags.ctx;
