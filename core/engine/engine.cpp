@@ -194,6 +194,7 @@ Result<> Engine::Impl::decide() {
   PlanOptions p;
   p.ram_budget = options.ram_budget;
   p.ram_available = available_memory();
+  p.ram_available -= p.ram_available / 16;  // other programs grow, too
   p.vram_budget = options.vram_budget;
   p.cpu_only = options.cpu_only;
   p.device = options.device;
