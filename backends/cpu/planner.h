@@ -14,8 +14,8 @@ struct Planner {
   const sdk::SegmentView& segment;
   const KernelTable& kernels;
   SegmentPlan plan;
-  std::vector<ValueId> q8_rows;  // by tensor: its Q8 rows, once a step makes them
-  std::vector<bool> written;     // by tensor
+  std::vector<ValueId> q8_rows, fine_q8_rows;  // by tensor: its Q8 rows, once a step makes them
+  std::vector<bool> written;                   // by tensor
 
   // The op being planned.
   uint32_t op_index = 0;
@@ -45,8 +45,8 @@ struct Planner {
   Result<double> finite(uint32_t i, std::string_view what) const;
 
   ValueId scratch(uint64_t bytes);
-  void touch(ValueId v, uint32_t at_step);  // v is used by that step
-  ValueId quantized(ValueId x, int64_t k);  // the Q8 rows of x: those there are, or a new step that makes them
+  void touch(ValueId v, uint32_t at_step);             // v is used by that step
+  ValueId quantized(ValueId x, int64_t k, bool fine);  // the Q8 rows of x: those there are, or a new step that makes them
 
  private:
   tl::unexpected<Error> problem(Code code, std::string_view what) const;

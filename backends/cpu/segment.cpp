@@ -99,13 +99,14 @@ ValueId Planner::scratch(uint64_t bytes) {
   return id;
 }
 
-ValueId Planner::quantized(ValueId x, int64_t k) {
-  if (q8_rows[x] == kNoValue) {
-    q8_rows[x] = scratch(static_cast<uint64_t>(plan.n_tokens) * q8_row_bytes(k));
+ValueId Planner::quantized(ValueId x, int64_t k, bool fine) {
+  ValueId& rows = fine ? fine_q8_rows[x] : q8_rows[x];
+  if (rows == kNoValue) {
+    rows = scratch(static_cast<uint64_t>(plan.n_tokens) * (fine ? 2 : 1) * q8_row_bytes(k));
     touch(x, step());
-    plan.steps.push_back(QuantizeStep{.x = x, .q8 = q8_rows[x], .width = k});
+    plan.steps.push_back(QuantizeStep{.x = x, .q8 = rows, .width = k, .fine = fine});
   }
-  return q8_rows[x];
+  return rows;
 }
 
 namespace {
@@ -160,7 +161,7 @@ uint64_t element_alignment(DType t) { return t == DType::f32 || t == DType::i32 
 }  // namespace
 
 Result<SegmentPlan> plan_segment(const sdk::SegmentView& segment, const KernelTable& kernels) {
-  Planner p{.segment = segment, .kernels = kernels, .plan = {}, .q8_rows = {}, .written = {}};
+  Planner p{.segment = segment, .kernels = kernels, .plan = {}, .q8_rows = {}, .fine_q8_rows = {}, .written = {}};
   p.plan.name = segment.name();
   p.plan.n_tensors = static_cast<uint32_t>(segment.tensors().size());
   p.plan.n_bindings = segment.n_bindings();
@@ -178,6 +179,7 @@ Result<SegmentPlan> plan_segment(const sdk::SegmentView& segment, const KernelTa
     p.plan.values.push_back(v);
   }
   p.q8_rows.assign(p.plan.n_tensors, kNoValue);
+  p.fine_q8_rows.assign(p.plan.n_tensors, kNoValue);
   p.written.assign(p.plan.n_tensors, false);
   for (const fth_op& op : segment.ops()) {
     p.op = &op;

@@ -60,12 +60,14 @@ struct NormStep {
 struct QuantizeStep {  // rows of x as Q8 rows: once for all the products that read x
   ValueId x, q8;
   int64_t width;
+  bool fine;  // two Q8 rows for each row of x: x rounded, and what that leaves
 };
 struct MatmulPart {
   ValueId weight, bias, y, act;  // act: x itself, or its Q8 rows
   DType type;
   int64_t rows;
   uint64_t row_bytes, act_bytes;
+  bool fine;  // act has two rows for each token, whose products are added
 };
 struct MatmulStep {  // every product of one x in one parallel loop: Q, K and V cost one barrier
   ValueId x;

@@ -43,6 +43,7 @@ struct Segment {
   int64_t layer = -1;
   int64_t n_tokens = 0;  // the bucket
   int64_t n_slots = 0;   // experts segments
+  bool fine = false;     // products keep about 16 bits of their activations
   std::vector<fth_tensor> tensors;
   std::vector<fth_op> ops;
   std::vector<const Weight*> weights;  // of the WEIGHT tensors, in tensor order

@@ -7,11 +7,9 @@ import hashlib
 import pathlib
 import subprocess
 import sys
-import tempfile
 import unittest
 import zipfile
 
-import gguf
 import numpy as np
 
 from program import REFERENCE, logits, must, skip
@@ -59,43 +57,13 @@ def coarse_divergence(reference, ours):
     return (p * (log_p - log_q)).sum(1) + rest_p * np.log(rest_p / rest_q)
 
 
-def dequantize(source, target):
-    """The same model with its weights as F32, so that products are exact."""
-    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
-    for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        value = field.contents()
-        if field.types[0] == gguf.GGUFValueType.ARRAY:
-            writer.add_array(key, value)
-        else:
-            writer.add_key_value(key, value, field.types[0])
-    for tensor in reader.tensors:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        writer.add_tensor(tensor.name, values.reshape([int(n) for n in reversed(tensor.shape)]))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 class SmolLM2(unittest.TestCase):
     def test_capital_of_france(self):
-        """Through the file's own template. Its default system message is left to the exact test: there the lead of "The" over "L" is 0.08."""
-        for system in ("You are a helpful assistant.", "You are a helpful AI assistant."):
-            answer = must("run", "-m", MODEL, "--system", system, "-p", "What is the capital of France?", "-n", 24, "--temp", 0, "-q")
+        """Through the file's own template, with its default system message: there the exact lead of "The" over "L" is 0.08 logits."""
+        for options in ((), ("--system", "You are a helpful assistant.")):
+            answer = must("run", "-m", MODEL, *options, "-p", "What is the capital of France?", "-n", 24, "--temp", 0, "-q")
             print(answer)
-            self.assertIn("Paris", answer)
-        answer = must("run", "-m", MODEL, "-p", "What is the capital of Germany?", "-n", 24, "--temp", 0, "-q")
-        self.assertIn("Berlin", answer)
-
-    def test_capital_of_france_in_exact_arithmetic(self):
-        with tempfile.TemporaryDirectory() as folder:
-            exact = pathlib.Path(folder) / "exact.gguf"
-            dequantize(MODEL, exact)
-            answer = must("run", "-m", exact, "-p", "What is the capital of France?", "-n", 24, "--temp", 0, "-q")
-            print(answer)
-            self.assertIn("Paris", answer)
+            self.assertEqual(answer, "The capital of France is Paris.\n")
 
     def test_greedy_text(self):
         tokens = FOLDER / "smollm2.tokens.txt"
@@ -105,7 +73,7 @@ class SmolLM2(unittest.TestCase):
         self.assertEqual(ids[:len(wanted)], wanted)
 
     def test_logits(self):
-        """Exact arithmetic is the reference. llama.cpp's own 8-bit activations are at mean 0.001, max 0.0036 from it."""
+        """Exact arithmetic is the reference; dense models keep 16 bits of their activations. With 8 (as llama.cpp) the divergence is 0.001 to 0.003."""
         ours = logits(MODEL, FOLDER / "smollm2.tokens.txt")
         exact = np.load(FOLDER / "smollm2.floatact.top64.npz")
         self.assertEqual(ours.shape, (len(exact["ids"]), 49152))
@@ -113,9 +81,9 @@ class SmolLM2(unittest.TestCase):
         lead = exact["values"][:, 0] - exact["values"][:, 1]
         same = ours.argmax(-1) == exact["ids"][:, 0]
         print(f"KL mean {kl.mean():.4g} max {kl.max():.4g}, same first choice {same.mean():.3f}")
-        self.assertLessEqual(float(kl.mean()), 0.004)
-        self.assertLessEqual(float(kl.max()), 0.02)
-        self.assertTrue(same[lead > 0.5].all(), "another first choice where the exact lead is above 0.5")
+        self.assertLessEqual(float(kl.mean()), 1e-5)
+        self.assertLessEqual(float(kl.max()), 1e-4)
+        self.assertTrue(same[lead > 0.02].all(), "another first choice where the exact lead is above 0.02")
 
 
 if __name__ == "__main__":

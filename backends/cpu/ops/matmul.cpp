@@ -1,6 +1,8 @@
 // MATMUL: products that read the same x share its Q8 rows and one parallel loop.
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 
 #include "backends/cpu/planner.h"
 
@@ -18,7 +20,9 @@ Result<> plan_matmul(Planner& p) {
     FTH_ASSIGN_OR_RETURN(bias, p.input(2, "bias", DType::f32, {{"M", &m}}));
   }
   const DType type = p.dtype(w);
-  const ValueId act = is_quantized(type) ? p.quantized(x, k) : x;
+  FTH_ASSIGN_OR_RETURN(const int64_t wants_fine, p.integer(0, "fine activations", 0, 1));
+  const bool fine = wants_fine == 1 && is_quantized(type);
+  const ValueId act = is_quantized(type) ? p.quantized(x, k, fine) : x;
   FTH_ASSIGN_OR_RETURN(const ValueId y, p.output(0, "y", {{"N", &p.plan.n_tokens}, {"M", &m}}));
   const MatmulPart part{.weight = w,
                         .bias = bias,
@@ -27,7 +31,8 @@ Result<> plan_matmul(Planner& p) {
                         .type = type,
                         .rows = m,
                         .row_bytes = row_bytes(type, k),
-                        .act_bytes = is_quantized(type) ? q8_row_bytes(k) : static_cast<uint64_t>(k) * sizeof(float)};
+                        .act_bytes = is_quantized(type) ? q8_row_bytes(k) : static_cast<uint64_t>(k) * sizeof(float),
+                        .fine = fine};
   p.plan.bytes += static_cast<double>(part.row_bytes) * static_cast<double>(m);
   p.plan.flops += 2.0 * static_cast<double>(k) * static_cast<double>(m) * static_cast<double>(p.plan.n_tokens);
 
@@ -54,19 +59,44 @@ Result<> plan_matmul(Planner& p) {
 Result<> run_step(const QuantizeStep& s, const Run& run) {
   const float* const x = run.at<const float>(s.x);
   std::byte* const q8 = run.at<std::byte>(s.q8);
-  for_tokens(run, s.width,
-             [&](int64_t t) { run.kernels.quantize_q8(s.width, x + t * s.width, q8 + static_cast<uint64_t>(t) * q8_row_bytes(s.width)); });
+  const uint64_t row = q8_row_bytes(s.width);
+  for_tokens(run, s.width, [&](int64_t t) {
+    const float* const values = x + t * s.width;
+    if (!s.fine) return run.kernels.quantize_q8(s.width, values, q8 + static_cast<uint64_t>(t) * row);
+    std::byte* const first = q8 + static_cast<uint64_t>(2 * t) * row;
+    run.kernels.quantize_q8(s.width, values, first);
+    // What is left goes through the stack in pieces of whole blocks: a Q8 row is q[k], d[k/32], s[k/32], and its blocks are independent.
+    constexpr int64_t kPiece = 256;
+    alignas(64) std::array<float, kPiece> left;
+    alignas(64) std::array<std::byte, q8_row_bytes(kPiece)> piece;
+    std::byte* const second = first + row;
+    const auto* const q = reinterpret_cast<const int8_t*>(first);
+    const auto* const d = reinterpret_cast<const float*>(first + s.width);
+    const auto k = static_cast<size_t>(s.width);
+    for (int64_t at = 0; at < s.width; at += kPiece) {
+      const int64_t n = std::min(kPiece, s.width - at);
+      for (int64_t i = 0; i < n; ++i) left[static_cast<size_t>(i)] = values[at + i] - d[(at + i) / 32] * static_cast<float>(q[at + i]);
+      run.kernels.quantize_q8(n, left.data(), piece.data());
+      const auto begin = static_cast<size_t>(at), count = static_cast<size_t>(n), scales = count / 8;
+      std::memcpy(second + begin, piece.data(), count);
+      std::memcpy(second + k + begin / 8, piece.data() + count, scales);
+      std::memcpy(second + k + k / 8 + begin / 8, piece.data() + count + scales, scales);
+    }
+  });
   return {};
 }
 
 namespace {
+
+// Fine products of this many rows and tokens stand on the stack until the two are added.
+constexpr int64_t kFineRows = 512, kFineTokens = 8;
 
 // Weight rows per work item. One token: bandwidth is all, so a few items per thread, in case one loses its core. More: the item's weights stay
 // in the second-level cache while the columns pass.
 int64_t rows_per_item(const MatmulPart& part, int64_t all_rows, int64_t n_threads, int64_t n_tokens) {
   const uint64_t tile = n_tokens == 1 ? 512 * 1024 : 96 * 1024;
   const int64_t cap = static_cast<int64_t>(tile / part.row_bytes);
-  const int64_t rows = std::min(ceil_div(all_rows, n_threads * 8), cap);
+  const int64_t rows = std::min({ceil_div(all_rows, n_threads * 8), cap, part.fine ? kFineRows : cap});
   return std::max<int64_t>(8, rows / 8 * 8);
 }
 
@@ -92,20 +122,26 @@ Result<> run_step(const MatmulStep& s, const Run& run) {
     rows = std::min(rows, part->rows - row0);
     float* const y = run.at<float>(part->y) + row0;
     const float* const bias = part->bias == kNoValue ? nullptr : run.at<const float>(part->bias) + row0;
-    const int64_t columns = std::max<int64_t>(8, static_cast<int64_t>(256 * 1024 / part->act_bytes));
+    const int64_t columns = part->fine ? kFineTokens : std::max<int64_t>(8, static_cast<int64_t>(256 * 1024 / part->act_bytes));
+    alignas(64) std::array<float, kFineRows * kFineTokens * 2> two;  // written only for fine products
     for (int64_t c = 0; c < n; c += columns) {
       const int64_t n_cols = std::min(columns, n - c);
       run.kernels.matmul[static_cast<size_t>(part->type)](
           {.weights = run.at<const std::byte>(part->weight) + static_cast<uint64_t>(row0) * part->row_bytes,
            .row_bytes = part->row_bytes,
-           .act = run.at<const std::byte>(part->act) + static_cast<uint64_t>(c) * part->act_bytes,
+           .act = run.at<const std::byte>(part->act) + static_cast<uint64_t>(part->fine ? 2 * c : c) * part->act_bytes,
            .act_bytes = part->act_bytes,
-           .dst = y + c * part->rows,
-           .dst_stride = part->rows,
+           .dst = part->fine ? two.data() : y + c * part->rows,
+           .dst_stride = part->fine ? kFineRows : part->rows,
            .k = s.k,
            .n_rows = rows,
-           .n_cols = n_cols,
+           .n_cols = part->fine ? 2 * n_cols : n_cols,
            .rows = nullptr});
+      if (part->fine)
+        for (int64_t j = 0; j < n_cols; ++j) {
+          const float* const pair = two.data() + 2 * j * kFineRows;
+          for (int64_t r = 0; r < rows; ++r) y[(c + j) * part->rows + r] = pair[r] + pair[kFineRows + r];
+        }
       if (!bias) continue;
       for (int64_t j = c; j < c + n_cols; ++j)
         for (int64_t r = 0; r < rows; ++r) y[j * part->rows + r] += bias[r];
