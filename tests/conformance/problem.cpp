@@ -103,7 +103,7 @@ class Builder {
     const int64_t k = c_.integer("k", 64), n = c_.integer("n", 64);
     std::vector<uint16_t> in{rows("x", k), weight("w", {n, k})};
     if (c_.integer("bias", 0)) in.push_back(vector("bias", n, 0.0, 1.0));
-    op({FTH_OP_MATMUL, in, {out("y", {p_.bucket, n}, 1)}, {}});
+    op({FTH_OP_MATMUL, in, {out("y", {p_.bucket, n}, 1)}, {static_cast<double>(c_.integer("fine", 0))}});
   }
   // Several products of one x, of several weight types: what a backend may fuse.
   void matmuls() {
