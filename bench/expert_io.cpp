@@ -296,11 +296,11 @@ Result<> run(const po::variables_map& v) {
   double rate = gb_s * 1e9;
   if (gb_s > 0) {
     // A file with nothing in it, as long as the simulated extents are; a block per expert, whatever an expert weighs.
-    char name[] = "/tmp/expert_io-XXXXXX";
-    const int fd = ::mkstemp(name);
+    std::string name = (std::filesystem::temp_directory_path() / "expert_io-XXXXXX").string();  // mkstemp replaces the letters
+    const int fd = ::mkstemp(name.data());
     scratch = name;
     const uint64_t bytes = static_cast<uint64_t>(trace.n_layer * trace.n_expert) * 4096;
-    if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) return fail(Code::unavailable, "no scratch file in /tmp");
+    if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) return fail(Code::unavailable, "no scratch file " + name);
     ::close(fd);
     source = slab_source(trace, scratch, 4096, bytes);
   } else {

@@ -3,6 +3,7 @@
 // A SegmentView is well formed already (plugins/sdk/segment.h): indices, roles, counts and sizes. What is checked here is what an op wants of
 // its own tensors, and that each tensor has one writer: steps may then be moved forward to share a loop, and values may share memory.
 
+#include <cstring>
 #include <initializer_list>
 #include <string_view>
 
@@ -56,6 +57,15 @@ struct Planner {
 
 // Products with these take Q8 rows; with the others f32 rows.
 constexpr bool is_quantized(DType t) { return t >= DType::q8_0 && t <= DType::q4_k; }
+
+// A Q8 row of k values is q[k], d[k/32], s[k/32] and its blocks are independent: n values from `at` on, whole blocks quantised by themselves into
+// `piece`, go to their three places in `row`.
+inline void place_q8(int64_t k, int64_t at, int64_t n, const std::byte* piece, std::byte* row) {
+  const auto width = static_cast<size_t>(k), begin = static_cast<size_t>(at), count = static_cast<size_t>(n), scales = count / 8;
+  std::memcpy(row + begin, piece, count);
+  std::memcpy(row + width + begin / 8, piece + count, scales);
+  std::memcpy(row + width + width / 8 + begin / 8, piece + count + scales, scales);
+}
 
 Result<> plan_embed(Planner&);
 Result<> plan_norm(Planner&);

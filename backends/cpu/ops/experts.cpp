@@ -196,14 +196,9 @@ void Experts::store_hidden(const float* h, int64_t i, int64_t row0, int64_t n) c
     std::memcpy(hidden_f32(i) + row0, h, f32_bytes(n));
     return;
   }
-  // A Q8 row is q[F], d[F/32], s[F/32] and its blocks are independent: a piece of whole blocks goes to its three places.
   alignas(64) std::array<std::byte, q8_row_bytes(kTileRows)> piece;
   run.kernels.quantize_q8(n, h, piece.data());
-  std::byte* const row = run.at<std::byte>(s.hidden) + static_cast<uint64_t>(i) * q8_row_bytes(s.ff);
-  const uint64_t at = static_cast<uint64_t>(row0), values = static_cast<uint64_t>(n), ff = static_cast<uint64_t>(s.ff), scales = values / 8;
-  std::memcpy(row + at, piece.data(), values);
-  std::memcpy(row + ff + at / 8, piece.data() + values, scales);
-  std::memcpy(row + ff + ff / 8 + at / 8, piece.data() + values + scales, scales);
+  place_q8(s.ff, row0, n, piece.data(), run.at<std::byte>(s.hidden) + static_cast<uint64_t>(i) * q8_row_bytes(s.ff));
 }
 
 // Outputs [row0, row0 + n) of a slot for all of its rows; n <= kTileRows if there are several.

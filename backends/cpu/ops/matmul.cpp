@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 
 #include "backends/cpu/planner.h"
 
@@ -34,7 +33,7 @@ Result<> plan_matmul(Planner& p) {
                         .act_bytes = is_quantized(type) ? q8_row_bytes(k) : static_cast<uint64_t>(k) * sizeof(float),
                         .fine = fine};
   p.plan.bytes += static_cast<double>(part.row_bytes) * static_cast<double>(m);
-  p.plan.flops += 2.0 * static_cast<double>(k) * static_cast<double>(m) * static_cast<double>(p.plan.n_tokens);
+  p.plan.flops += 2.0 * static_cast<double>(k) * static_cast<double>(m) * static_cast<double>(p.plan.n_tokens) * (fine ? 2.0 : 1.0);
 
   // An earlier product of the same x takes this one along. One writer per tensor makes that safe: x was complete then, and y is read later. The
   // Q8 rows, if this product is the first to want them, were made after that step, and a weight that a step computes may be too.
@@ -65,22 +64,18 @@ Result<> run_step(const QuantizeStep& s, const Run& run) {
     if (!s.fine) return run.kernels.quantize_q8(s.width, values, q8 + static_cast<uint64_t>(t) * row);
     std::byte* const first = q8 + static_cast<uint64_t>(2 * t) * row;
     run.kernels.quantize_q8(s.width, values, first);
-    // What is left goes through the stack in pieces of whole blocks: a Q8 row is q[k], d[k/32], s[k/32], and its blocks are independent.
+    // What is left goes through the stack in pieces.
     constexpr int64_t kPiece = 256;
     alignas(64) std::array<float, kPiece> left;
     alignas(64) std::array<std::byte, q8_row_bytes(kPiece)> piece;
     std::byte* const second = first + row;
     const auto* const q = reinterpret_cast<const int8_t*>(first);
     const auto* const d = reinterpret_cast<const float*>(first + s.width);
-    const auto k = static_cast<size_t>(s.width);
     for (int64_t at = 0; at < s.width; at += kPiece) {
       const int64_t n = std::min(kPiece, s.width - at);
       for (int64_t i = 0; i < n; ++i) left[static_cast<size_t>(i)] = values[at + i] - d[(at + i) / 32] * static_cast<float>(q[at + i]);
       run.kernels.quantize_q8(n, left.data(), piece.data());
-      const auto begin = static_cast<size_t>(at), count = static_cast<size_t>(n), scales = count / 8;
-      std::memcpy(second + begin, piece.data(), count);
-      std::memcpy(second + k + begin / 8, piece.data() + count, scales);
-      std::memcpy(second + k + k / 8 + begin / 8, piece.data() + count + scales, scales);
+      place_q8(s.width, at, n, piece.data(), second);
     }
   });
   return {};
