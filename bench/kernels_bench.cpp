@@ -91,14 +91,28 @@ void axpy(benchmark::State& state, const KernelTable* table, DType type) {
       benchmark::Counter(static_cast<double>(state.iterations()) * static_cast<double>(row) * 1e-9, benchmark::Counter::kIsRate);
 }
 
-void attention(benchmark::State& state, const KernelTable* table, bool f16, int64_t n_pos, int64_t n_q) {
+void attention(benchmark::State& state, const KernelTable* table, DType type, int64_t n_pos, int64_t n_q) {
   constexpr int64_t kHeadDim = 128;
-  const uint64_t cell = kHeadDim * (f16 ? 2 : 4);
+  const uint64_t cell = row_bytes(type, kHeadDim);
   const std::vector<uint8_t>& kv = weights(cell * static_cast<uint64_t>(n_pos));
+  const auto* const page = reinterpret_cast<const std::byte*>(kv.data());
   std::vector<float> q(static_cast<size_t>(n_q * kHeadDim), 0.01f), y(q.size());
-  const AttentionArgs args{q.data(), kv.data(), kv.data(), cell, y.data(), n_q, kHeadDim, 0, n_pos, n_pos, 0.088f};
+  const AttentionArgs args{.q = q.data(),
+                           .k = &page,
+                           .v = &page,
+                           .head_offset = 0,
+                           .cell_bytes = cell,
+                           .page_cells = n_pos,
+                           .y = y.data(),
+                           .n_q = n_q,
+                           .head_dim = kHeadDim,
+                           .first_pos = 0,
+                           .n_pos = n_pos,
+                           .n_cells = n_pos,
+                           .scale = 0.088f};
+  const auto attend = type == DType::f16 ? table->attention_f16 : type == DType::f32 ? table->attention_f32 : table->attention_q8_0;
   for (auto _ : state) {
-    (f16 ? table->attention_f16 : table->attention_f32)(args);
+    attend(args);
     benchmark::DoNotOptimize(y.data());
   }
   state.counters["GOP/s"] = benchmark::Counter(static_cast<double>(state.iterations()) * 4e-9 * static_cast<double>(n_pos * n_q * kHeadDim),
@@ -140,9 +154,9 @@ void add_all() {
       benchmark::RegisterBenchmark(("axpy/" + stem).c_str(), axpy, t, d)->UseRealTime();
     }
     for (const int64_t n_q : {1, 2, 7})
-      for (const bool f16 : {false, true})
-        benchmark::RegisterBenchmark(("attention/" + name + (f16 ? "/f16" : "/f32") + "/n_q:" + std::to_string(n_q)).c_str(), attention, t,
-                                     f16, 1024, n_q);
+      for (const DType type : {DType::f32, DType::f16, DType::q8_0})
+        benchmark::RegisterBenchmark(("attention/" + name + "/" + std::string(fth::name(type)) + "/n_q:" + std::to_string(n_q)).c_str(),
+                                     attention, t, type, 1024, n_q);
     const char* const names[] = {"quantize_q8/", "rms_norm/", "silu_mul/"};
     for (int which = 0; which < 3; ++which) benchmark::RegisterBenchmark((names[which] + name).c_str(), elementwise, t, which);
   }

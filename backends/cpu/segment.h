@@ -86,8 +86,10 @@ struct RopeStep {
 };
 struct AttentionStep {
   ValueId q, k, v, k_cache, v_cache, y;
+  bool paged;                 // the caches are SLOTS, pages of cells; else one STATE each: one page
+  uint32_t k_pages, v_pages;  // Value::first_slot of each, when paged
   DType cache_type;
-  int64_t heads, kv_heads, head_dim, window, cells;
+  int64_t heads, kv_heads, head_dim, window, cells, page_cells;
   float scale;
 };
 struct AddStep {

@@ -114,6 +114,46 @@ Result<> Engine::Impl::detect() {
 }
 
 Result<> Engine::Impl::decide() {
+  const KvOptions& kv = options.kv;
+  auto in_memory = decide_for(0, 0);
+  if (kv.placement == KvPlacement::memory || (!in_memory && in_memory.error().code != Code::resource_exhausted)) return in_memory;
+  const Config& c = model->config;
+  const int64_t cycles = c.is_sparse() ? std::min(2 * c.n_layer * c.top_k, c.n_layer * c.n_expert) : 0;
+  const int64_t in_pages =
+      std::count_if(model->layers.begin(), model->layers.end(), [&](const Layer& l) { return l.window == 0 || l.window >= options.n_ctx; });
+  const bool tight = !in_memory || (streamed() && options.stream.slots == 0 && plan.expert_slots < cycles);
+  // Two layers' pages are in RAM at any time: with fewer than three there is nothing to gain.
+  if (kv.placement == KvPlacement::automatic && (!tight || in_pages < 3)) return in_memory;
+  if (kv.page_tokens < 32 || kv.page_tokens % 32 != 0)
+    return fail(Code::invalid_argument, "KV pages of " + std::to_string(kv.page_tokens) + " tokens: a multiple of 32 is possible");
+  if (in_pages == 0) return fail(Code::invalid_argument, "the KV cache cannot be on storage: every layer of the model has a window");
+
+  const int64_t slots_in_memory = plan.expert_slots;
+  const int64_t least = KvPagesShape::least_resident(shapes.max_bucket, kv.page_tokens);
+  auto on_storage = decide_for(kv.page_tokens, least);
+  const bool better = on_storage && (!in_memory || plan.expert_slots > slots_in_memory);
+  if (in_memory && !better && kv.placement == KvPlacement::automatic) return decide_for(0, 0);
+  FTH_RETURN_IF_ERROR(on_storage);  // its error has the smaller budget that would work
+  // What two tokens' experts leave goes to newer pages.
+  if (plan.ram_limit > plan.ram_bytes && kv.placement == KvPlacement::automatic) {
+    uint64_t room = plan.ram_limit - plan.ram_bytes;
+    if (plan.expert_slots > cycles) {
+      FTH_ASSIGN_OR_RETURN(const uint64_t slot, ExpertStore::slot_bytes(expert_source(*model)));
+      room += slot * static_cast<uint64_t>(plan.expert_slots - cycles);
+    }
+    const uint64_t step = static_cast<uint64_t>(in_pages - 2) * kv_pages.page_bytes();
+    const int64_t more = std::min(kv_pages.n_pages - least, static_cast<int64_t>(room / step));
+    if (more > 0) FTH_RETURN_IF_ERROR(decide_for(kv.page_tokens, least + more));
+  }
+  plan.notes.push_back("the KV cache of " + std::to_string(in_pages) + " layers without a window is on storage but for the newest " +
+                       std::to_string(kv_pages.resident * kv_pages.page_cells) + " tokens: a full context reads " +
+                       format_bytes(static_cast<uint64_t>(kv_pages.n_layers * kv_pages.staged()) * kv_pages.page_bytes()) +
+                       " per token from " + kv.directory.string() +
+                       "; --kv-type q8_0 halves it, a larger --ram or a smaller --ctx avoids it");
+  return {};
+}
+
+Result<> Engine::Impl::decide_for(int64_t page_cells, int64_t resident_pages) {
   const Config& c = model->config;
   if (options.n_ctx == 0) options.n_ctx = std::min(c.n_ctx, kDefaultCtx);
   if (options.n_ctx < 1 || options.n_ctx > c.n_ctx)
@@ -121,10 +161,15 @@ Result<> Engine::Impl::decide() {
                                             std::to_string(c.n_ctx) + "; --override context_length=N overrules it");
   if (options.ubatch < 1 || options.ubatch > kBuckets[std::size(kBuckets) - 1])
     return fail(Code::invalid_argument, "ubatch of " + std::to_string(options.ubatch) + " tokens: 1 to 512 are possible");
-  if (options.kv_dtype != DType::f16 && options.kv_dtype != DType::f32)
-    return fail(Code::invalid_argument, "KV cache type " + std::string(name(options.kv_dtype)) + ": f16 and f32 are possible");
+  const DType kv = options.kv.dtype;
+  if (kv != DType::f16 && kv != DType::f32 && kv != DType::q8_0)
+    return fail(Code::invalid_argument, "KV cache type " + std::string(name(kv)) + ": f16, f32 and q8_0 are possible");
+  if (kv == DType::q8_0 && c.head_dim % 32 != 0)
+    return fail(Code::invalid_argument,
+                "KV cache type q8_0 needs heads of a multiple of 32 values; the model's have " + std::to_string(c.head_dim));
   options.ubatch = std::min(options.ubatch, options.n_ctx);
-  shapes = {options.kv_dtype, options.n_ctx, bucket_for(options.ubatch)};
+  shapes = {kv, options.n_ctx, bucket_for(options.ubatch), page_cells};
+  kv_pages = {};
 
   std::vector<PlanDevice> devices;
   for (size_t d = 0; d < registry->devices().size(); ++d) {
@@ -148,9 +193,18 @@ Result<> Engine::Impl::decide() {
     s.name = (layer < 0 ? std::string() : "layer." + std::to_string(layer) + ".") + std::string(name(kind));
     s.host_only = kind != SegmentKind::attention && kind != SegmentKind::head;
     s.in_bytes = s.out_bytes = stream;
-    if (kind == SegmentKind::attention)
-      s.state_bytes = static_cast<uint64_t>(2 * kv_cells(model->layers[static_cast<size_t>(layer)], shapes)) *
-                      row_bytes(shapes.kv_dtype, c.n_head_kv * c.head_dim);
+    if (kind == SegmentKind::attention) {
+      const Layer& l = model->layers[static_cast<size_t>(layer)];
+      const uint64_t cell = row_bytes(shapes.kv_dtype, c.n_head_kv * c.head_dim);
+      if (kv_in_pages(l, shapes)) {
+        const int64_t pages = kv_cells(l, shapes) / page_cells;
+        kv_pages = {kv_pages.n_layers + 1, page_cells, pages, std::min(pages, resident_pages), cell};
+        s.state_bytes = static_cast<uint64_t>(kv_pages.resident) * kv_pages.page_bytes();
+        s.host_only = true;  // its pages come from storage into RAM
+      } else {
+        s.state_bytes = static_cast<uint64_t>(2 * kv_cells(l, shapes)) * cell;
+      }
+    }
     s.cost.resize(devices.size());
     for (const int64_t bucket : kBuckets) {
       // The head runs for one row, or for blocks of kHeadRows when all logits are asked for.
@@ -205,6 +259,7 @@ Result<> Engine::Impl::decide() {
   const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand) {
     std::vector<Arena> fixed = {{"program", "ram", program}, {"activations", "ram", activation_bytes(*this)}};
     if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
+    if (kv_pages.n_layers > 0) fixed.push_back({"kv cache, from storage", "ram", kv_pages.staging_bytes()});
     auto mine = segments;
     if (embedding_on_demand && !tied) {
       mine.front().weight_bytes = 0;

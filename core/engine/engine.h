@@ -31,6 +31,17 @@ namespace fth {
 // Where the experts' weights live while the model runs.
 enum class ExpertPlacement { automatic, resident, streamed };  // automatic: resident when all fit the budget
 
+// Where the KV cache of layers without a window lives. storage: the newest part in RAM, the rest in a file (docs/memory.md); automatic: that only where the
+// budget has no room for the cache, or with it for two tokens' experts.
+enum class KvPlacement { automatic, memory, storage };
+
+struct KvOptions {
+  DType dtype = DType::f16;  // or f32, or q8_0: half the bytes of f16, and its rounding
+  KvPlacement placement = KvPlacement::automatic;
+  std::filesystem::path directory = "/var/tmp";  // of that file; it has no name and goes with the session
+  int64_t page_tokens = 256;                     // a multiple of 32
+};
+
 enum class Guess { automatic, on, off };  // automatic: tried both ways every few hundred tokens; the faster one is kept
 
 struct StreamOptions {  // docs/memory.md
@@ -47,10 +58,10 @@ struct EngineOptions {
   std::filesystem::path model;
   std::vector<Override> overrides;
   RegistryOptions registry;
-  int64_t n_ctx = 0;            // 0: the model's own, at most 4096
-  int64_t ubatch = 512;         // tokens per prefill step, at most 512
-  DType kv_dtype = DType::f16;  // or f32
-  uint64_t ram_budget = 0;      // bytes; 0: what is free
+  int64_t n_ctx = 0;     // 0: the model's own, at most 4096
+  int64_t ubatch = 512;  // tokens per prefill step, at most 512
+  KvOptions kv;
+  uint64_t ram_budget = 0;  // bytes; 0: what is free
   uint64_t vram_budget = 0;
   bool cpu_only = false;
   std::string device;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/engine/engine.h"
+#include "core/engine/kv_pages.h"
 #include "core/engine/memory.h"
 #include "core/engine/routing.h"
 #include "core/engine/segments.h"
@@ -64,6 +65,7 @@ struct Engine::Impl {
   std::unique_ptr<Registry> registry;  // outlives everything below
   Plan plan;
   SegmentShapes shapes;
+  KvPagesShape kv_pages;  // of the caches in pages; n_layers 0: there are none
 
   // Devices whose memory is the host's share space 0; every other device has a space of its own.
   std::vector<size_t> space_of;     // [device]
@@ -95,8 +97,9 @@ struct Engine::Impl {
   // The buffer of a weight on a device: imported where the device reads host memory, copied there once otherwise.
   Result<const Buffer*> weight(size_t device, const Weight& w);
 
-  Result<> detect();  // devices and spaces
-  Result<> decide();  // the plan
+  Result<> detect();                                                // devices and spaces
+  Result<> decide();                                                // the plan
+  Result<> decide_for(int64_t page_cells, int64_t resident_pages);  // with the caches of global layers in pages, or with 0 in one piece
   Result<> make_resident();
   Result<> make_streamed();
   Result<> make_workspaces();
@@ -108,7 +111,8 @@ ExpertSource expert_source(const Model& model);  // [streaming.cpp]
 
 // The KV cache of one layer, in the memory of the device that runs its attention.
 struct LayerCache {
-  HostBlock block;  // host-memory devices: k then v
+  int64_t paged = -1;  // its index in Session::Impl::pages; -1: it is in one piece, below
+  HostBlock block;     // host-memory devices: k then v
   Buffer k, v;
   int64_t cells = 0;
 };
@@ -131,6 +135,9 @@ struct Session::Impl {
   Engine::Impl* engine = nullptr;
   std::vector<int32_t> tokens;
   std::vector<LayerCache> caches;   // [layer]
+  std::unique_ptr<KvPages> pages;   // of the layers that have theirs in pages
+  Buffer page_memory;               // theirs
+  KvPagesStats kv_before;           // when the figures were reset
   HostBlock activations;            // space 0
   std::vector<Buffer> act_buffers;  // [device] that works in host memory: the block imported; others: their own copy
   std::array<Area, kPorts> areas;

@@ -26,6 +26,8 @@ Result<> SegmentRunner::submit(SegmentKind kind, int64_t layer) {
     if (role == FTH_ROLE_STATE) {
       LayerCache& cache = s_.caches[static_cast<size_t>(layer)];
       s_.bindings.push_back(port == Port::k_cache ? cache.k.whole() : cache.v.whole());
+    } else if (role == FTH_ROLE_SLOTS && kind == SegmentKind::attention) {
+      bind_pages(port);
     } else if (role == FTH_ROLE_SLOTS) {
       FTH_RETURN_IF_ERROR(bind_experts(*c, port, layer));
     } else {
@@ -37,7 +39,8 @@ Result<> SegmentRunner::submit(SegmentKind kind, int64_t layer) {
   }
   if (c->workspace_bytes > 0) s_.bindings.push_back(e_.workspaces[c->device].at(0, c->workspace_bytes));
 
-  const auto n_slots = static_cast<int64_t>(kind == SegmentKind::experts ? s_.bound.size() : 0);
+  int64_t n_slots = kind == SegmentKind::experts ? static_cast<int64_t>(s_.bound.size()) : 0;
+  if (kind == SegmentKind::attention && s_.caches[static_cast<size_t>(layer)].paged >= 0) n_slots = pages_in_use();
   const std::array<int64_t, FTH_SCALAR_COUNT> scalars = {n, pos_ + (is_head ? first_row_ : 0), n_slots};
   const auto begin = Clock::now();
   if (auto done = c->executable.run(s_.bindings, scalars); !done)
@@ -51,6 +54,32 @@ Result<> SegmentRunner::submit(SegmentKind kind, int64_t layer) {
     if (role == FTH_ROLE_OUTPUT) area(port).valid = 1u << space;
   }
   return {};
+}
+
+Result<> SegmentRunner::ready_cache(int64_t layer) {
+  const int64_t paged = s_.caches[static_cast<size_t>(layer)].paged;
+  if (!s_.pages) return {};
+  s_.pages->poll();
+  if (paged < 0) return {};
+  FTH_RETURN_IF_ERROR(s_.pages->ready(paged, pos_, n_));
+  // After the last such layer the first one's turn comes with the next token.
+  const int64_t next = (paged + 1) % s_.pages->shape().n_layers;
+  if (next != 0) {
+    s_.pages->prefetch(next, pos_, n_);
+  } else if (pos_ + n_ < e_.options.n_ctx) {
+    s_.pages->prefetch(next, pos_ + n_, 1);
+  }
+  return {};
+}
+
+int64_t SegmentRunner::pages_in_use() const { return (pos_ + n_ - 1) / s_.pages->shape().page_cells + 1; }
+
+void SegmentRunner::bind_pages(Port port) {
+  const KvPagesShape& shape = s_.pages->shape();
+  const uint64_t bytes = static_cast<uint64_t>(shape.page_cells) * shape.cell_bytes;
+  for (int64_t page = 0; page < pages_in_use(); ++page)
+    s_.bindings.push_back(s_.page_memory.at(s_.pages->place(page) + (port == Port::v_cache ? shape.half_page_bytes() : 0), bytes));
+  s_.bindings.insert(s_.bindings.end(), static_cast<size_t>(shape.n_pages - pages_in_use()), fth_binding{});
 }
 
 Result<> SegmentRunner::bind_experts(const Compiled& c, Port port, int64_t layer) {

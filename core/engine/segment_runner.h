@@ -26,6 +26,9 @@ class SegmentRunner {
   // Runs one segment and waits for it, with its time and bytes booked. EXPERTS segments use the experts of s_.bound; heads first_row_ and n_rows_.
   Result<> submit(SegmentKind kind, int64_t layer);
 
+  // The layer's cache is in memory; the next one that has to be read begins to be.
+  Result<> ready_cache(int64_t layer);
+
   Area& area(Port p) { return s_.areas[static_cast<size_t>(p)]; }
   void written_by_host(Port p) { area(p).valid = 1; }
   void put(Port port, const auto& values) {
@@ -47,6 +50,8 @@ class SegmentRunner {
   int64_t first_row_ = 0, n_rows_ = 0;  // of the head run
 
  private:
+  void bind_pages(Port port);
+  int64_t pages_in_use() const;
   Result<> bind_experts(const Compiled& c, Port port, int64_t layer);
   void book(const Compiled& c, int64_t layer, int64_t n, int64_t n_slots, double seconds);
   uint64_t used_bytes(const Area& a) const;

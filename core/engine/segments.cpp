@@ -121,8 +121,13 @@ uint64_t Segment::weight_bytes() const {
 
 int64_t kv_cells(const Layer& layer, const SegmentShapes& shapes) {
   // A whole bucket has to fit, also in a context shorter than it. A window as long as the context is none.
-  if (layer.window == 0 || layer.window >= shapes.n_ctx) return std::max(shapes.n_ctx, shapes.max_bucket);
-  return layer.window + shapes.max_bucket - 1;
+  const bool sees_all = layer.window == 0 || layer.window >= shapes.n_ctx;
+  const int64_t cells = sees_all ? std::max(shapes.n_ctx, shapes.max_bucket) : layer.window + shapes.max_bucket - 1;
+  return sees_all && shapes.page_cells > 0 ? (cells + shapes.page_cells - 1) / shapes.page_cells * shapes.page_cells : cells;
+}
+
+bool kv_in_pages(const Layer& layer, const SegmentShapes& shapes) {
+  return shapes.page_cells > 0 && (layer.window == 0 || layer.window >= shapes.n_ctx);
 }
 
 Segment embed_segment(const Model& model, const Weight& rows, int64_t n_tokens) {
@@ -153,8 +158,11 @@ Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, c
   b.segment().fine = fine_activations(c);
 
   const uint16_t x = b.in(Port::x, DType::f32, {n, c.n_embd});
-  const uint16_t k_cache = b.bound(Port::k_cache, FTH_ROLE_STATE, shapes.kv_dtype, {cells, kv_width});
-  const uint16_t v_cache = b.bound(Port::v_cache, FTH_ROLE_STATE, shapes.kv_dtype, {cells, kv_width});
+  const auto cache = [&](Port port) {
+    if (!kv_in_pages(l, shapes)) return b.bound(port, FTH_ROLE_STATE, shapes.kv_dtype, {cells, kv_width});
+    return b.bound(port, FTH_ROLE_SLOTS, shapes.kv_dtype, {cells / shapes.page_cells, shapes.page_cells, kv_width});
+  };
+  const uint16_t k_cache = cache(Port::k_cache), v_cache = cache(Port::v_cache);
   const uint16_t y = b.out(Port::y, {n, c.n_embd});
 
   const uint16_t normed = expose == Expose::norms ? b.out(Port::norm, {n, c.n_embd}) : b.temp({n, c.n_embd});

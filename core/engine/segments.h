@@ -58,10 +58,13 @@ struct SegmentShapes {
   DType kv_dtype = DType::f16;
   int64_t n_ctx = 0;
   int64_t max_bucket = 0;  // of the largest step: sizes the rings of sliding-window layers
+  int64_t page_cells = 0;  // of the caches that are in pages (kv_pages.h); 0: none is
 };
 
 // Cells of a layer's KV ring: all positions for a global layer, window + max_bucket - 1 for a sliding one if that is fewer.
 int64_t kv_cells(const Layer& layer, const SegmentShapes& shapes);
+// Whether a layer's cache is in pages: those of layers that see every position, when any is.
+bool kv_in_pages(const Layer& layer, const SegmentShapes& shapes);
 
 // table: the model's, or some of its rows under other ids.
 Segment embed_segment(const Model& model, const Weight& table, int64_t n_tokens);

@@ -91,8 +91,20 @@ Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine)
     }
     s->act_buffers.push_back(std::move(buffer));
   }
+  int64_t n_paged = 0;
+  if (engine.kv_pages.n_layers > 0) {
+    FTH_ASSIGN_OR_RETURN(s->pages, KvPages::open(engine.kv_pages, engine.options.kv.directory, engine.options.stream.reader));
+    const std::span<std::byte> memory = s->pages->memory();
+    FTH_ASSIGN_OR_RETURN(s->page_memory, engine.device(0).import_host(memory.data(), memory.size()));
+  }
   for (int64_t layer = 0; layer < c.n_layer; ++layer) {
     LayerCache cache;
+    if (kv_in_pages(engine.model->layers[static_cast<size_t>(layer)], engine.shapes)) {
+      cache.paged = n_paged++;
+      cache.cells = engine.kv_pages.n_pages * engine.kv_pages.page_cells;
+      s->caches.push_back(std::move(cache));
+      continue;
+    }
     cache.cells = kv_cells(engine.model->layers[static_cast<size_t>(layer)], engine.shapes);
     const uint64_t bytes = static_cast<uint64_t>(cache.cells) * row_bytes(engine.shapes.kv_dtype, c.n_head_kv * c.head_dim);
     Device& device = engine.device(engine.device_for(SegmentKind::attention, layer));
@@ -216,14 +228,23 @@ int64_t Session::reuse(std::span<const int32_t> ids) {
     if (oldest_needed < past - cells) keep = 0;
   }
   s.tokens.resize(keep);
+  if (s.pages) s.pages->truncate(static_cast<int64_t>(keep));
   s.stats.reused_tokens += static_cast<int64_t>(keep);
   return static_cast<int64_t>(keep);
 }
 
-void Session::clear() { impl_->tokens.clear(); }
+void Session::clear() {
+  impl_->tokens.clear();
+  if (impl_->pages) impl_->pages->truncate(0);
+}
 
 Stats Session::stats() const {
   Stats out = impl_->stats;
+  if (impl_->pages) {
+    const KvPagesStats now = impl_->pages->stats();
+    out.kv = {now.bytes_read - impl_->kv_before.bytes_read, now.bytes_written - impl_->kv_before.bytes_written,
+              now.stall_s - impl_->kv_before.stall_s};
+  }
   for (const auto& [key, time] : impl_->times) {
     SegmentTime t = time;
     t.device = impl_->engine->device(key.first).name();
@@ -235,6 +256,7 @@ Stats Session::stats() const {
 
 void Session::reset_stats() {
   impl_->stats = {};
+  if (impl_->pages) impl_->kv_before = impl_->pages->stats();
   impl_->times.clear();
 }
 

@@ -33,12 +33,19 @@ struct IoStats {
   IoStats& operator+=(const IoStats& o);
 };
 
+// The part of the KV cache that is on storage. All zero when all of it is in memory.
+struct KvStats {
+  uint64_t bytes_read = 0, bytes_written = 0;
+  double stall_seconds = 0;
+};
+
 struct Stats {
   int64_t prompt_tokens = 0, decode_tokens = 0, reused_tokens = 0;
   double prompt_seconds = 0, decode_seconds = 0;
   uint64_t decode_bytes = 0;  // weights and KV read while decoding
   uint64_t copied_bytes = 0;  // between devices
   IoStats prompt_io, decode_io;
+  KvStats kv;
   std::vector<SegmentTime> segments;
 };
 

@@ -28,6 +28,7 @@ class Step : public SegmentRunner {
       // Router first: the layer's experts are known before its attention starts (arXiv 2507.20984, section 3.2).
       if (config_.is_sparse()) FTH_RETURN_IF_ERROR(route(layer));
       if (e_.store) FTH_RETURN_IF_ERROR(request_experts(layer));  // their reads run while attention computes
+      FTH_RETURN_IF_ERROR(ready_cache(layer));
       FTH_RETURN_IF_ERROR(submit(SegmentKind::attention, layer));
       FTH_RETURN_IF_ERROR(look("attn_norm", Port::norm, config_.n_embd, layer));
       if (config_.is_sparse()) {

@@ -37,8 +37,8 @@ std::string compare(const Problem& before, const Problem& got, const std::vector
   for (size_t n = 0; n < got.tensors.size(); ++n) {
     const Tensor& t = got.tensors[n];
     if (!is_result(t)) continue;
-    const uint64_t element = kDTypes[t.desc.dtype].block_bytes;
-    const std::vector<double> values = dequantize(t.desc.dtype, static_cast<int64_t>(t.data.size() / element), t.data.data());
+    const uint64_t element = kDTypes[t.desc.dtype].block_bytes, block = kDTypes[t.desc.dtype].block;
+    const std::vector<double> values = dequantize(t.desc.dtype, static_cast<int64_t>(t.data.size() / element * block), t.data.data());
     double squares = 0, errors = 0, largest = 0, worst = 0;
     size_t defined = 0, worst_at = 0;
     for (size_t i = 0; i < values.size(); ++i) {
@@ -46,7 +46,8 @@ std::string compare(const Problem& before, const Problem& got, const std::vector
       if (std::isnan(w)) {
         for (uint64_t b = 0; b < element; ++b) {
           const std::vector<std::byte>& old = before.tensors[n].data;
-          if (t.data[i * element + b] != (old.empty() ? kCanary : old[i * element + b])) return place(t, i) + ": written, and no op may";
+          const size_t at = i / block * element + b;
+          if (t.data[at] != (old.empty() ? kCanary : old[at])) return place(t, i) + ": written, and no op may";
         }
         continue;
       }
@@ -88,13 +89,13 @@ std::string compare_bits(const Problem& a, const Problem& b) {
   for (size_t n = 0; n < a.tensors.size(); ++n) {
     const Tensor &x = a.tensors[n], &y = b.tensors[n];
     if (!is_result(x) || x.data == y.data) continue;
-    const uint64_t element = kDTypes[x.desc.dtype].block_bytes;
+    const uint64_t element = kDTypes[x.desc.dtype].block_bytes, block = kDTypes[x.desc.dtype].block;
     for (size_t i = 0; i < x.data.size(); ++i)
       if (x.data[i] != y.data[i]) {
         const auto value = [&](const Tensor& t) {
-          return std::to_string(dequantize(t.desc.dtype, 1, t.data.data() + i / element * element)[0]);
+          return std::to_string(dequantize(t.desc.dtype, static_cast<int64_t>(block), t.data.data() + i / element * element)[0]);
         };
-        return place(x, i / element) + ": " + value(x) + " and " + value(y);
+        return place(x, i / element * block) + ": " + value(x) + " and " + value(y);
       }
   }
   return {};

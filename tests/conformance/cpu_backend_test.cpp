@@ -131,11 +131,11 @@ TEST_F(CpuBackend, RefusalsNameOpTensorAndNumbers) {
   EXPECT_THAT(estimate_error(p).message, HasSubstr("need 64"));
   p.ops[0].attr[3] = 0;
   p.tensors[find(p, "k_cache")].desc.dtype = FTH_DTYPE_BF16;
-  EXPECT_THAT(estimate_error(p).message, AllOf(HasSubstr("v_cache"), HasSubstr("f16"), HasSubstr("only bf16")));
+  EXPECT_THAT(estimate_error(p).message, AllOf(HasSubstr("k_cache of bf16"), HasSubstr("v_cache of f16")));
   p.tensors[find(p, "v_cache")].desc.dtype = FTH_DTYPE_BF16;
   e = estimate_error(p);
   EXPECT_EQ(e.code, Code::unimplemented);
-  EXPECT_THAT(e.message, AllOf(HasSubstr("bf16"), HasSubstr("only f32 and f16")));
+  EXPECT_THAT(e.message, AllOf(HasSubstr("bf16"), HasSubstr("only f32, f16 and q8_0")));
 
   p = make("add m=1 e=64");
   p.ops.push_back(p.ops[0]);

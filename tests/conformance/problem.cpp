@@ -288,9 +288,14 @@ class Builder {
     const int64_t window = c_.integer("window", 0), pos = p_.scalars[FTH_SCALAR_POS];
     const int64_t cells = c_.integer("cells", window > 0 ? window + p_.bucket - 1 : pos + p_.bucket), width = heads.g * heads.d;
     const DType state = c_.dtype("state", DType::f16);
+    // pages=P: the cells in P pages, of which those that the positions reach are bound.
+    const int64_t pages = c_.integer("pages", 0);
+    if (pages > 0 && cells % pages != 0) throw std::invalid_argument("cells must be a multiple of pages");
+    if (pages > 0) p_.scalars[FTH_SCALAR_SLOTS] = (pos + m_ + cells / pages - 1) / (cells / pages);
     std::vector<uint16_t> caches;
     for (const char* name : {"k_cache", "v_cache"}) {
-      const uint16_t t = tensor(name, FTH_ROLE_STATE, state, {cells, width}, 0);
+      const uint16_t t = pages > 0 ? tensor(name, FTH_ROLE_SLOTS, state, {pages, cells / pages, width}, 0)
+                                   : tensor(name, FTH_ROLE_STATE, state, {cells, width}, 0);
       random_.fill_weight(state, 1.0, p_.tensors[t].data);
       // Cells that no position has reached hold NaN: reading one shows.
       const int64_t filled = std::min(pos, cells);
@@ -367,7 +372,8 @@ class Builder {
           seen += cells;
           most = std::max(most, cells);
         }
-        p_.weight_bytes += 2 * most * static_cast<double>(tensor_bytes(cache)) / static_cast<double>(cache.dims[0]);
+        const int64_t cells = cache.dims[0] * (cache.rank == 3 ? cache.dims[1] : 1);
+        p_.weight_bytes += 2 * most * static_cast<double>(tensor_bytes(cache)) / static_cast<double>(cells);
         p_.flops += 4 * seen * width;
       } else if (o.kind == FTH_OP_EXPERTS) {
         const int32_t* begin = data<int32_t>(o.in[1]);

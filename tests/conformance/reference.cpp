@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <set>
 #include <stdexcept>
 
 namespace fth::conformance {
@@ -206,18 +207,25 @@ struct Interpreter {
         }
       }
   }
+  // What a cell of this type keeps of value e of row t.
+  static double stored(uint16_t dtype, const Matrix& from, int64_t t, int64_t e) {
+    const double x = from.at(t, e);
+    if (dtype == FTH_DTYPE_F16) return f16_value(f16_bits(x));
+    if (dtype != FTH_DTYPE_Q8_0) return static_cast<double>(static_cast<float>(x));
+    double most = 0;
+    for (int64_t i = e / 32 * 32; i < e / 32 * 32 + 32; ++i) most = std::max(most, std::fabs(from.at(t, i)));
+    return most == 0 ? 0 : f16_value(f16_bits(most / 127)) * std::nearbyint(x / (most / 127));
+  }
   void attention(const fth_op& op) {
     const int64_t heads = static_cast<int64_t>(op.attr[0]), kv_heads = static_cast<int64_t>(op.attr[1]),
                   d = static_cast<int64_t>(op.attr[2]);
     const int64_t window = static_cast<int64_t>(op.attr[3]);
     const Matrix q = matrix(op.in[0]), k_cache = matrix(op.in[3]), v_cache = matrix(op.in[4]), y = matrix(op.out[0]);
-    const int64_t cells = desc(op.in[3]).dims[0];
+    const int64_t cells = static_cast<int64_t>(values[op.in[3]].size()) / k_cache.width;
     for (int64_t t = 0; t < n; ++t)
       for (const int i : {0, 1}) {
         const Matrix from = matrix(op.in[1 + i]), to = matrix(op.in[3 + i]);
-        for (int64_t e = 0; e < to.width; ++e)
-          to.at((pos + t) % cells, e) = desc(op.in[3]).dtype == FTH_DTYPE_F16 ? f16_value(f16_bits(from.at(t, e)))
-                                                                              : static_cast<double>(static_cast<float>(from.at(t, e)));
+        for (int64_t e = 0; e < to.width; ++e) to.at((pos + t) % cells, e) = stored(desc(op.in[3]).dtype, from, t, e);
       }
     for (int64_t t = 0; t < n; ++t)
       for (int64_t h = 0; h < heads; ++h) {
@@ -291,11 +299,15 @@ struct Interpreter {
 
 std::vector<std::vector<double>> run_reference(const Problem& p) {
   Interpreter in{.p = p, .values = {}};
+  std::set<uint16_t> caches;  // unpacked whatever their type and role: an op writes them
+  for (const fth_op& op : p.ops)
+    if (op.kind == FTH_OP_ATTENTION) caches.insert({op.in[3], op.in[4]});
   for (const Tensor& t : p.tensors) {
     const DTypeTraits& d = kDTypes[t.desc.dtype];
     std::vector<double> v;
-    if (!t.data.empty() && d.block == 1 && t.desc.role != FTH_ROLE_SLOTS && t.desc.role != FTH_ROLE_OUTPUT) {
-      v = dequantize(t.desc.dtype, static_cast<int64_t>(t.data.size() / d.block_bytes), t.data.data());
+    const bool cells = caches.count(static_cast<uint16_t>(in.values.size())) > 0;
+    if (cells || (!t.data.empty() && d.block == 1 && t.desc.role != FTH_ROLE_SLOTS && t.desc.role != FTH_ROLE_OUTPUT)) {
+      v = dequantize(t.desc.dtype, static_cast<int64_t>(t.data.size() / d.block_bytes) * d.block, t.data.data());
     } else if (t.desc.role == FTH_ROLE_TEMP || t.desc.role == FTH_ROLE_OUTPUT) {
       v.assign(tensor_bytes(t.desc) / sizeof(float), std::numeric_limits<double>::quiet_NaN());
     }

@@ -133,7 +133,7 @@ fth::Result<std::map<std::string, Score>> run(const Options& o, const std::strin
   fth::EngineOptions options;
   options.model = o.model;
   options.cpu_only = true;
-  options.kv_dtype = o.kv == "f32" ? fth::DType::f32 : fth::DType::f16;
+  options.kv.dtype = o.kv == "f32" ? fth::DType::f32 : fth::DType::f16;
   options.registry.builtin_only = true;
   options.registry.n_threads = o.threads;
   if (!isa.empty()) options.registry.cpu_options = "isa=" + isa;

@@ -243,7 +243,7 @@ TEST(Engine, QuantisedLayersStayCloseToExactArithmeticWithTheSameRouting) {
   for (const auto& place : {from_env("FTH_BUILD_DIR", "tests/models"), from_env("FTH_SHARED_DIR", "reference/models")})
     if (std::filesystem::exists(place / "tiny-Q4_0.gguf")) o.model = place / "tiny-Q4_0.gguf";
   if (o.model.filename() != "tiny-Q4_0.gguf") GTEST_SKIP() << "tiny-Q4_0.gguf has not been generated (tests/e2e/make_models.py)";
-  o.kv_dtype = DType::f32;
+  o.kv.dtype = DType::f32;
   o.n_ctx = 128;
   auto engine = open(o);
   ASSERT_TRUE(engine);

@@ -32,7 +32,7 @@ struct EngineFlags : DeviceFlags {
   std::vector<std::string> overrides, places;
   int64_t ctx = 0, ubatch = 512;
   std::string ram, vram, device;
-  std::string kv_type = "f16";
+  std::string kv_type = "f16", kv_place = "auto", kv_directory;
   // Experts streamed from storage: docs/memory.md.
   std::string experts = "auto", reader = "auto", policy = "auto", warm_set;
   int64_t slots = 0, queue_depth = 0;

@@ -96,8 +96,14 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   if (flags.ubatch < 1 || flags.ubatch > 512)
     return fail(Code::invalid_argument, text("-ub %lld: must be 1 to 512", static_cast<long long>(flags.ubatch)));
   const auto kv = dtype_from_name(flags.kv_type);
-  if (!kv || (*kv != DType::f16 && *kv != DType::f32))
-    return fail(Code::invalid_argument, "--kv-type " + flags.kv_type + ": must be f16 or f32");
+  if (!kv || (*kv != DType::f16 && *kv != DType::f32 && *kv != DType::q8_0))
+    return fail(Code::invalid_argument, "--kv-type " + flags.kv_type + ": must be f16, q8_0 or f32");
+  if (flags.kv_place != "auto" && flags.kv_place != "memory" && flags.kv_place != "storage")
+    return fail(Code::invalid_argument, "--kv " + flags.kv_place + ": must be auto, memory or storage");
+  out.kv.placement = flags.kv_place == "memory"    ? KvPlacement::memory
+                     : flags.kv_place == "storage" ? KvPlacement::storage
+                                                   : KvPlacement::automatic;
+  if (!flags.kv_directory.empty()) out.kv.directory = flags.kv_directory;
   if (!flags.ram.empty()) {
     FTH_ASSIGN_OR_RETURN(out.ram_budget, parse_size("--ram", flags.ram));
   }
@@ -131,7 +137,7 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   out.stream.warm_set = flags.warm_set;
   out.n_ctx = flags.ctx;
   out.ubatch = flags.ubatch;
-  out.kv_dtype = *kv;
+  out.kv.dtype = *kv;
   out.cpu_only = flags.cpu_only;
   out.device = flags.device;
   out.bytes_per_second = profile.bytes_per_second;

@@ -69,6 +69,12 @@ std::string streaming_lines(const Opened& opened, const Stats& stats) {
   return out;
 }
 
+std::string kv_line(const Stats& stats) {
+  if (stats.kv.bytes_written == 0) return "";
+  return "KV cache: " + format_bytes(stats.kv.bytes_written) + " written to storage, " + format_bytes(stats.kv.bytes_read) + " read, " +
+         text("%.2f s stalled", stats.kv.stall_seconds);
+}
+
 std::string refusal_lines(const Plan& plan) {
   std::string out;
   for (const Refusal& r : plan.refusals) out += "  " + printable(r.subject) + ": " + printable(r.reason) + '\n';
@@ -109,6 +115,9 @@ boost::json::object stats_json(const Opened& opened, const Stats& stats) {
     out["decode_io"] = io_json(stats.decode_io);
     out["overlap"] = overlap(stats);
   }
+  if (stats.kv.bytes_written > 0)
+    out["kv_storage"] = {
+        {"bytes_read", stats.kv.bytes_read}, {"bytes_written", stats.kv.bytes_written}, {"stall_seconds", stats.kv.stall_seconds}};
   const PageFaults faults = page_faults();
   out["minor_faults"] = faults.minor;
   out["major_faults"] = faults.major;

@@ -17,6 +17,8 @@ std::string streaming_lines(const Opened& opened, const Stats& stats);
 // max(time computing, time reading) / time taken, of the decoding: 1 when storage is hidden as far as physics allows.
 double overlap(const Stats& stats);
 // For each refusal of the plan: "vulkan:0: software device".
+// What went to and came from the file of the KV cache; empty when it is all in memory.
+std::string kv_line(const Stats& stats);
 std::string refusal_lines(const Plan& plan);
 
 boost::json::object stats_json(const Opened& opened, const Stats& stats);

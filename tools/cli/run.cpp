@@ -74,6 +74,7 @@ void print_figures(const RunFlags& f, const Opened& opened, const Stats& stats) 
   const std::string refusals = refusal_lines(opened.engine->plan());
   if (f.verbose && !refusals.empty()) say("not used:\n" + refusals.substr(0, refusals.size() - 1));
   if (const std::string lines = streaming_lines(opened, stats); !lines.empty()) say(lines);
+  if (const std::string line = kv_line(stats); !line.empty()) say(line);
   say(summary_line(opened, stats));
 }
 

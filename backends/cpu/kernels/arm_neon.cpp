@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kRows = 4, kCols = 4, kTileCols = 4, kPanelMinCols = 3, kDecodeRows = 4, kNeuronPanelMinCols = 3;
 
 inline float half_to_float(uint16_t h) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0); }
+inline uint16_t float_to_half(float f) { return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(f))), 0); }
 
 #include "backends/cpu/kernels/plain.inc"
 

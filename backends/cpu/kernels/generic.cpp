@@ -51,6 +51,12 @@ struct F16 {
 struct BF16 {
   static float at(const uint8_t* p, int64_t i) { return bf16_to_float(load_as<uint16_t>(p + i * 2)); }
 };
+struct Q8Cell {
+  static float at(const uint8_t* p, int64_t i) {
+    const uint8_t* block = Q8_0::block(p, i / 32);
+    return half_at(block) * static_cast<float>(static_cast<int8_t>(block[2 + i % 32]));
+  }
+};
 
 // Eight partial sums, so that the loop vectorises without reordering a sum.
 template <class W>
@@ -176,6 +182,12 @@ void axpy(int64_t k, float a, const void* row, float* y) {
 
 constexpr int64_t kAttentionBlock = 64;
 
+const uint8_t* cell_of(const AttentionArgs& a, const std::byte* const* pages, int64_t position) {
+  const int64_t cell = position % a.n_cells;
+  return reinterpret_cast<const uint8_t*>(pages[cell / a.page_cells]) + static_cast<uint64_t>(cell % a.page_cells) * a.cell_bytes +
+         a.head_offset;
+}
+
 template <class W>
 void attention(const AttentionArgs& a) {
   for (int64_t j = 0; j < a.n_q; ++j) {
@@ -188,8 +200,7 @@ void attention(const AttentionArgs& a) {
       float score[kAttentionBlock];
       float block_top = top;
       for (int64_t i = 0; i < n; ++i) {
-        const uint64_t cell = static_cast<uint64_t>((a.first_pos + p0 + i) % a.n_cells);
-        const uint8_t* k = static_cast<const uint8_t*>(a.k) + cell * a.cell_bytes;
+        const uint8_t* k = cell_of(a, a.k, a.first_pos + p0 + i);
         score[i] = a.scale * dot<W>(a.head_dim, k, reinterpret_cast<const uint8_t*>(q));
         block_top = score[i] > block_top ? score[i] : block_top;
       }
@@ -198,8 +209,7 @@ void attention(const AttentionArgs& a) {
       total *= shrink;
       for (int64_t d = 0; d < a.head_dim; ++d) y[d] *= shrink;
       for (int64_t i = 0; i < n; ++i) {
-        const uint64_t cell = static_cast<uint64_t>((a.first_pos + p0 + i) % a.n_cells);
-        const uint8_t* v = static_cast<const uint8_t*>(a.v) + cell * a.cell_bytes;
+        const uint8_t* v = cell_of(a, a.v, a.first_pos + p0 + i);
         const float w = __builtin_expf(score[i] - top);
         total += w;
         for (int64_t d = 0; d < a.head_dim; ++d) y[d] += w * W::at(v, d);
@@ -230,6 +240,7 @@ const KernelTable kGeneric = {
     {axpy_float<F32>, axpy_float<F16>, axpy_float<BF16>, axpy<Q8_0>, axpy<Q4_0>, axpy<Q4_1>, axpy<Q6_K>, axpy<Q4_K>},
     attention<F32>,
     attention<F16>,
+    attention<Q8Cell>,
     rms_norm,
     rope_neox,
     rope_adjacent,
@@ -237,6 +248,7 @@ const KernelTable kGeneric = {
     silu_mul,
     add,
     f32_to_f16,
+    f32_to_q8_0,
 };
 
 }  // namespace fth::cpu

@@ -53,13 +53,16 @@ struct NeuronMatmulArgs {
 // One kv head and the n_q query heads that share it, for one token.
 // For each query j: y[j] = sum over cells c of softmax_c(scale * q[j] . k[c]) v[c], an online softmax over the cells in ascending position,
 // in blocks counted from the first; f32 throughout, k and v converted on load.
-// The cells are a ring: positions first_pos .. first_pos + n_pos - 1 lie in cells position % n_cells. n_pos >= 1.
+// The cells are a ring: positions first_pos .. first_pos + n_pos - 1 lie in cells position % n_cells. n_pos >= 1. Cell c is the (c % page_cells)-th of page
+// c / page_cells: pages may lie anywhere, and how cells are divided into pages does not reach the bits. head_dim % 32 == 0 for q8_0 cells.
 struct AttentionArgs {
-  const float* q;  // n_q heads of head_dim, adjacent
-  const void* k;   // cell 0 of this kv head
-  const void* v;
-  uint64_t cell_bytes;  // from one cell to the next, for k and for v
-  float* y;             // n_q heads of head_dim, adjacent
+  const float* q;             // n_q heads of head_dim, adjacent
+  const std::byte* const* k;  // pages; null where no position of this call lies
+  const std::byte* const* v;
+  uint64_t head_offset;  // of this kv head in a cell
+  uint64_t cell_bytes;   // from one cell of a page to the next, for k and for v
+  int64_t page_cells;
+  float* y;  // n_q heads of head_dim, adjacent
   int64_t n_q, head_dim;
   int64_t first_pos, n_pos, n_cells;
   float scale;
@@ -78,6 +81,7 @@ struct KernelTable {
 
   void (*attention_f32)(const AttentionArgs&);  // k and v are f32
   void (*attention_f16)(const AttentionArgs&);  // k and v are f16
+  void (*attention_q8_0)(const AttentionArgs&);
 
   void (*rms_norm)(int64_t n, const float* x, const float* weight, float eps, float* y);
   // In place on one head: pairs (x[j], x[j + half]) or (x[2j], x[2j + 1]), j in [0, half), rotated by the angle whose cosine and sine are given.
@@ -87,6 +91,8 @@ struct KernelTable {
   void (*silu_mul)(int64_t n, const float* gate, const float* up, float* y);
   void (*add)(int64_t n, const float* a, const float* b, float* y);
   void (*f32_to_f16)(int64_t n, const float* x, uint16_t* y);  // round to nearest even
+  // Blocks of 32 values: d = max|x| / 127 rounded to f16, codes rounded to nearest even by the d before it was rounded. n % 32 == 0.
+  void (*f32_to_q8_0)(int64_t n, const float* x, void* blocks);
 };
 
 extern const KernelTable kGeneric;

@@ -102,13 +102,32 @@ Result<> plan_attention(Planner& p) {
   FTH_ASSIGN_OR_RETURN(s.q, p.input(0, "q", DType::f32, {{"N", &n}, {"H*D", &q_width}}));
   FTH_ASSIGN_OR_RETURN(s.k, p.input(1, "k", DType::f32, {{"N", &n}, {"G*D", &kv_width}}));
   FTH_ASSIGN_OR_RETURN(s.v, p.input(2, "v", DType::f32, {{"N", &n}, {"G*D", &kv_width}}));
-  FTH_ASSIGN_OR_RETURN(s.k_cache, p.input(3, "k_cache", {{"C", &s.cells}, {"G*D", &kv_width}}));
-  FTH_ASSIGN_OR_RETURN(s.v_cache, p.input(4, "v_cache", p.dtype(s.k_cache), {{"C", &s.cells}, {"G*D", &kv_width}}));
+  s.paged = p.tensor(p.op->in[3]).role == FTH_ROLE_SLOTS;
+  int64_t pages = s.paged ? -1 : 1;
+  s.page_cells = -1;
+  const auto cache = [&](uint32_t i, const char* what) {
+    return s.paged ? p.input(i, what, {{"P", &pages}, {"C/P", &s.page_cells}, {"G*D", &kv_width}})
+                   : p.input(i, what, {{"C", &s.page_cells}, {"G*D", &kv_width}});
+  };
+  FTH_ASSIGN_OR_RETURN(s.k_cache, cache(3, "k_cache"));
+  FTH_ASSIGN_OR_RETURN(s.v_cache, cache(4, "v_cache"));
+  s.cells = pages * s.page_cells;
   s.cache_type = p.dtype(s.k_cache);
-  if (p.tensor(s.k_cache).role != FTH_ROLE_STATE || p.tensor(s.v_cache).role != FTH_ROLE_STATE || s.k_cache == s.v_cache)
-    return p.invalid("k_cache and v_cache must be two tensors of the role state");
-  if (s.cache_type != DType::f32 && s.cache_type != DType::f16)
-    return p.unsupported(text("a cache of ", name(s.cache_type), ": only f32 and f16"));
+  const auto role = p.tensor(s.k_cache).role;
+  if ((role != FTH_ROLE_STATE && role != FTH_ROLE_SLOTS) || p.tensor(s.v_cache).role != role || s.k_cache == s.v_cache)
+    return p.invalid("k_cache and v_cache must be two tensors of the role state, or two of the role slots");
+  if (p.dtype(s.v_cache) != s.cache_type)
+    return p.unsupported(text("k_cache of ", name(s.cache_type), " and v_cache of ", name(p.dtype(s.v_cache))));
+  if (s.cache_type != DType::f32 && s.cache_type != DType::f16 && s.cache_type != DType::q8_0)
+    return p.unsupported(text("a cache of ", name(s.cache_type), ": only f32, f16 and q8_0"));
+  if (s.cache_type == DType::q8_0 && s.head_dim % 32 != 0)
+    return p.unsupported(text("a cache of q8_0 with heads of ", s.head_dim, ": need a multiple of 32"));
+  if (s.paged && s.window > 0) return p.unsupported("a window over cells in pages");
+  if (s.paged) {
+    s.k_pages = p.plan.values[s.k_cache].first_slot;
+    s.v_pages = p.plan.values[s.v_cache].first_slot;
+    p.plan.max_slots = std::max(p.plan.max_slots, pages);
+  }
   const int64_t need = s.window > 0 ? s.window + n - 1 : n;
   if (s.cells < need) return p.invalid(text("a cache of ", s.cells, " cells for window ", s.window, " and ", n, " tokens, need ", need));
   FTH_ASSIGN_OR_RETURN(s.y, p.output(0, "y", {{"N", &n}, {"H*D", &q_width}}));
@@ -123,37 +142,52 @@ Result<> run_step(const AttentionStep& s, const Run& run) {
   const int64_t n = run.n_tokens, kv_width = s.kv_heads * s.head_dim, per_kv = s.heads / s.kv_heads * s.head_dim;
   if (s.window == 0 && run.pos + n > s.cells)
     return fail(Code::out_of_range, text("attention: positions to ", run.pos + n - 1, " and a cache of ", s.cells, " cells"));
-  const bool f16 = s.cache_type == DType::f16;
   const uint64_t cell_bytes = row_bytes(s.cache_type, kv_width);
-  std::byte* const k_cache = run.at<std::byte>(s.k_cache);
-  std::byte* const v_cache = run.at<std::byte>(s.v_cache);
+  std::byte *k_state = nullptr, *v_state = nullptr;
+  std::byte *const *k_pages = &k_state, *const *v_pages = &v_state;
+  if (s.paged) {
+    k_pages = run.slots + s.k_pages;
+    v_pages = run.slots + s.v_pages;
+    const int64_t used = ceil_div(run.pos + n, s.page_cells);
+    for (int64_t page = 0; page < used; ++page)
+      if (page >= run.n_slots || !k_pages[page] || !v_pages[page])
+        return fail(Code::invalid_argument,
+                    text("attention: positions to ", run.pos + n - 1, " and page ", page, " of ", s.page_cells, " cells is not bound"));
+  } else {
+    k_state = run.at<std::byte>(s.k_cache);
+    v_state = run.at<std::byte>(s.v_cache);
+  }
   const float* const k = run.at<const float>(s.k);
   const float* const v = run.at<const float>(s.v);
   for_tokens(run, 2 * kv_width, [&](int64_t t) {
-    const uint64_t at = static_cast<uint64_t>((run.pos + t) % s.cells) * cell_bytes;
-    const auto store = [&](const float* row, std::byte* cell) {
-      if (f16) {
-        run.kernels.f32_to_f16(kv_width, row, reinterpret_cast<uint16_t*>(cell));
-      } else {
-        std::memcpy(cell, row, cell_bytes);
+    const int64_t cell = (run.pos + t) % s.cells;
+    const auto store = [&](const float* row, std::byte* page) {
+      std::byte* const to = page + static_cast<uint64_t>(cell % s.page_cells) * cell_bytes;
+      switch (s.cache_type) {
+        case DType::f16: run.kernels.f32_to_f16(kv_width, row, reinterpret_cast<uint16_t*>(to)); break;
+        case DType::q8_0: run.kernels.f32_to_q8_0(kv_width, row, to); break;
+        default: std::memcpy(to, row, cell_bytes);
       }
     };
-    store(k + t * kv_width, k_cache + at);
-    store(v + t * kv_width, v_cache + at);
+    store(k + t * kv_width, k_pages[cell / s.page_cells]);
+    store(v + t * kv_width, v_pages[cell / s.page_cells]);
   });
 
   const float* const q = run.at<const float>(s.q);
   float* const y = run.at<float>(s.y);
-  const auto attend = f16 ? run.kernels.attention_f16 : run.kernels.attention_f32;
+  const auto attend = s.cache_type == DType::f16    ? run.kernels.attention_f16
+                      : s.cache_type == DType::q8_0 ? run.kernels.attention_q8_0
+                                                    : run.kernels.attention_f32;
   // One item is one kv head of one token. Neighbouring items share a head's cells; the last token, which sees the most, goes first.
   parallel(run.host, n * s.kv_heads, [&](uint32_t item) {
     const int64_t head = item / n, t = n - 1 - item % n, p = run.pos + t;
     const int64_t first = s.window > 0 ? std::max<int64_t>(0, p - s.window + 1) : 0;
-    const uint64_t head_bytes = row_bytes(s.cache_type, s.head_dim) * static_cast<uint64_t>(head);
     attend({.q = q + t * s.kv_heads * per_kv + head * per_kv,
-            .k = k_cache + head_bytes,
-            .v = v_cache + head_bytes,
+            .k = k_pages,
+            .v = v_pages,
+            .head_offset = row_bytes(s.cache_type, s.head_dim) * static_cast<uint64_t>(head),
             .cell_bytes = cell_bytes,
+            .page_cells = s.page_cells,
             .y = y + t * s.kv_heads * per_kv + head * per_kv,
             .n_q = s.heads / s.kv_heads,
             .head_dim = s.head_dim,

@@ -13,40 +13,73 @@ INSTANTIATE_TEST_SUITE_P(Tables, Elementwise, testing::Range<size_t>(0, n_tables
 
 // k and v of one kv head in cells `cell` bytes apart, each buffer ending at a forbidden page.
 struct Cache {
-  bool f16;
+  DType type;
   int64_t head_dim, n_cells;
-  uint64_t value_bytes, cell;
+  uint64_t cell;
   Guarded k, v;
-  Cache(bool f16_, int64_t dim, int64_t cells, Rng& rng)
-      : f16(f16_),
+  Cache(DType type_, int64_t dim, int64_t cells, Rng& rng)
+      : type(type_),
         head_dim(dim),
         n_cells(cells),
-        value_bytes(f16_ ? 2 : 4),
-        cell(value_bytes * static_cast<uint64_t>(dim) + 6),
+        cell(row_bytes(type_, dim) + 6),
         k(cell * static_cast<uint64_t>(cells) - 6),
         v(cell * static_cast<uint64_t>(cells) - 6) {
     for (int64_t c = 0; c < cells; ++c)
-      for (int64_t i = 0; i < dim; ++i)
-        for (Guarded* g : {&k, &v}) put(*g, c, i, rng.normal());
+      for (Guarded* g : {&k, &v}) {
+        if (type == DType::q8_0) {
+          for (int64_t b = 0; b < dim / 32; ++b) {
+            uint8_t* const block = at(*g, c) + 34 * b;
+            write_as(block, f32_to_f16(0.01f + 0.01f * std::abs(rng.normal())));
+            for (int j = 0; j < 32; ++j) block[2 + j] = static_cast<uint8_t>(static_cast<int8_t>(rng.below(255) - 127));
+          }
+        } else {
+          for (int64_t i = 0; i < dim; ++i) put(*g, c, i, rng.normal());
+        }
+      }
   }
+  uint8_t* at(Guarded& g, int64_t c) const { return g.data() + cell * static_cast<uint64_t>(c); }
+  const uint8_t* at(const Guarded& g, int64_t c) const { return g.data() + cell * static_cast<uint64_t>(c); }
   void put(Guarded& g, int64_t c, int64_t i, float x) {
-    uint8_t* p = g.data() + cell * static_cast<uint64_t>(c) + value_bytes * static_cast<uint64_t>(i);
-    if (f16) {
-      write_as(p, f32_to_f16(x));
+    if (type == DType::f16) {
+      write_as(at(g, c) + 2 * i, f32_to_f16(x));
     } else {
-      write_as(p, x);
+      write_as(at(g, c) + 4 * i, x);
     }
   }
   double get(const Guarded& g, int64_t c, int64_t i) const {
-    const uint8_t* p = g.data() + cell * static_cast<uint64_t>(c) + value_bytes * static_cast<uint64_t>(i);
-    return f16 ? half_value(p) : static_cast<double>(read_as<float>(p));
+    const uint8_t* const row = at(g, c);
+    if (type == DType::f16) return half_value(row + 2 * i);
+    if (type == DType::f32) return static_cast<double>(read_as<float>(row + 4 * i));
+    return half_value(row + i / 32 * 34) * static_cast<int8_t>(row[i / 32 * 34 + 2 + i % 32]);
   }
-  std::vector<float> run(const KernelTable& t, const std::vector<float>& q, int64_t j0, int64_t n_q, int64_t first, int64_t n,
-                         float scale) const {
+  // Cells in pages of page_cells; 0: in one.
+  std::vector<float> run(const KernelTable& t, const std::vector<float>& q, int64_t j0, int64_t n_q, int64_t first, int64_t n, float scale,
+                         int64_t page_cells = 0) const {
     Guarded y(static_cast<size_t>(n_q * head_dim) * 4);
     std::memset(y.data(), 0xff, y.size());  // NaN: what was there may not matter
-    const AttentionArgs args{q.data() + j0 * head_dim, k.data(), v.data(), cell, y.floats(), n_q, head_dim, first, n, n_cells, scale};
-    (f16 ? t.attention_f16 : t.attention_f32)(args);
+    if (page_cells == 0) page_cells = n_cells;
+    std::vector<const std::byte*> k_pages, v_pages;
+    for (int64_t c = 0; c < n_cells; c += page_cells) {
+      k_pages.push_back(reinterpret_cast<const std::byte*>(at(k, c)));
+      v_pages.push_back(reinterpret_cast<const std::byte*>(at(v, c)));
+    }
+    // The head lies 4 bytes into its cell, as if another were before it.
+    for (auto* pages : {&k_pages, &v_pages})
+      for (auto& page : *pages) page -= 4;
+    const AttentionArgs args{.q = q.data() + j0 * head_dim,
+                             .k = k_pages.data(),
+                             .v = v_pages.data(),
+                             .head_offset = 4,
+                             .cell_bytes = cell,
+                             .page_cells = page_cells,
+                             .y = y.floats(),
+                             .n_q = n_q,
+                             .head_dim = head_dim,
+                             .first_pos = first,
+                             .n_pos = n,
+                             .n_cells = n_cells,
+                             .scale = scale};
+    (type == DType::f16 ? t.attention_f16 : type == DType::f32 ? t.attention_f32 : t.attention_q8_0)(args);
     EXPECT_TRUE(y.front_intact());
     return {y.floats(), y.floats() + n_q * head_dim};
   }
@@ -71,10 +104,11 @@ struct Cache {
 };
 
 TEST_P(Attention, IsTheSoftmaxSum) {
-  for (const bool f16 : {false, true})
+  for (const DType type : {DType::f32, DType::f16, DType::q8_0})
     for (const int64_t dim : {16, 20, 32, 64, 80, 96, 128, 256, 512}) {
+      if (dim % traits(type).block != 0) continue;
       Rng rng(static_cast<uint64_t>(dim));
-      const Cache cache(f16, dim, 300, rng);
+      const Cache cache(type, dim, 300, rng);
       const std::vector<float> q = rng.normals(8 * dim);
       for (const int64_t n : {1, 2, 3, 4, 5, 63, 64, 65, 100, 128, 191, 300}) {
         const int64_t first = rng.below(1000), n_q = 1 + rng.below(8);
@@ -83,16 +117,17 @@ TEST_P(Attention, IsTheSoftmaxSum) {
         const std::vector<double> want = cache.reference(q, n_q, first, n, static_cast<double>(scale));
         Nmse e;
         for (size_t i = 0; i < y.size(); ++i) e.add(static_cast<double>(y[i]), want[i]);
-        EXPECT_LE(e.value(), 1e-11) << "f16 " << f16 << " head_dim " << dim << " n_pos " << n << " n_q " << n_q;
+        EXPECT_LE(e.value(), 1e-11) << name(type) << " head_dim " << dim << " n_pos " << n << " n_q " << n_q;
       }
     }
 }
 
 TEST_P(Attention, BitsOfAHeadDoNotDependOnTheOthers) {
-  for (const bool f16 : {false, true})
+  for (const DType type : {DType::f32, DType::f16, DType::q8_0})
     for (const int64_t dim : {32, 80, 128, 256}) {
+      if (dim % traits(type).block != 0) continue;
       Rng rng(static_cast<uint64_t>(dim) + 1);
-      const Cache cache(f16, dim, 77, rng);  // a ring that wraps
+      const Cache cache(type, dim, 77, rng);  // a ring that wraps
       const std::vector<float> q = rng.normals(11 * dim);
       for (int64_t n = 1; n <= 77; n += n < 10 ? 1 : 13) {
         const int64_t first = rng.below(500);
@@ -104,6 +139,9 @@ TEST_P(Attention, BitsOfAHeadDoNotDependOnTheOthers) {
         }
         // The same positions in other cells.
         ASSERT_EQ(cache.run(table(), q, 0, 3, first, n, 0.1f), cache.run(table(), q, 0, 3, first + 77 * 5, n, 0.1f));
+        // The same cells in pages.
+        for (const int64_t page : {7, 11, 77})
+          ASSERT_EQ(cache.run(table(), q, 0, 3, first, n, 0.1f, page), cache.run(table(), q, 0, 3, first, n, 0.1f));
       }
     }
 }
@@ -111,7 +149,7 @@ TEST_P(Attention, BitsOfAHeadDoNotDependOnTheOthers) {
 TEST_P(Attention, TakesPeakedAndSpecialScores) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
   Rng rng(5);
-  Cache cache(false, 64, 200, rng);
+  Cache cache(DType::f32, 64, 200, rng);
   const std::vector<float> q = rng.normals(3 * 64);
   for (const float scale : {0.0f, 1.0f, 100.0f, -30.0f}) {  // flat to one-hot; exponents far below the smallest float
     const std::vector<float> y = cache.run(table(), q, 0, 3, 7, 193, scale);
@@ -121,16 +159,43 @@ TEST_P(Attention, TakesPeakedAndSpecialScores) {
     EXPECT_LE(e.value(), scale == 0.0f || scale == 1.0f ? 1e-10 : 1e-7) << scale;
   }
   for (const float special : {kInf, -kInf, std::numeric_limits<float>::quiet_NaN()}) {
-    Cache bad(false, 64, 200, rng);
+    Cache bad(DType::f32, 64, 200, rng);
     bad.put(bad.v, 70, 5, special);
     const std::vector<float> y = bad.run(table(), q, 0, 3, 0, 150, 0.1f);
     for (int64_t i = 0; i < 3 * 64; ++i) EXPECT_EQ(std::isfinite(y[static_cast<size_t>(i)]), i % 64 != 5) << i;
     bad.put(bad.k, 70, 5, special);  // no trap; the scores of every head are affected, or the cell has no weight
     bad.run(table(), q, 0, 3, 0, 150, 0.1f);
   }
-  Cache nan(true, 64, 100, rng);
+  Cache nan(DType::f16, 64, 100, rng);
   nan.put(nan.k, 10, 0, std::numeric_limits<float>::quiet_NaN());
   for (const float v : nan.run(table(), q, 0, 3, 0, 100, 0.1f)) EXPECT_TRUE(std::isnan(v));
+}
+
+TEST_P(Elementwise, Q8CellsAreWithinHalfAStepAndEqualEverywhere) {
+  Rng rng(9);
+  for (const float size : {0.1f, 1.0f, 1e4f}) {  // smaller ones have scales that are subnormal in f16
+    const std::vector<float> x = rng.normals(256, size);
+    Guarded cell(row_bytes(DType::q8_0, 256));
+    table().f32_to_q8_0(256, x.data(), cell.data());
+    EXPECT_TRUE(cell.front_intact());
+    std::vector<uint8_t> plain(cell.size());
+    kGeneric.f32_to_q8_0(256, x.data(), plain.data());
+    EXPECT_EQ(std::memcmp(cell.data(), plain.data(), cell.size()), 0);
+    for (int64_t b = 0; b < 8; ++b) {
+      const uint8_t* const block = cell.data() + 34 * b;
+      const double d = half_value(block);
+      for (int64_t j = 0; j < 32; ++j)  // half a step, and what rounding d to f16 moves a code of 127
+        ASSERT_NEAR(d * static_cast<int8_t>(block[2 + j]), static_cast<double>(x[static_cast<size_t>(b * 32 + j)]),
+                    d * (0.5 + 127.0 / 2048))
+            << b << " " << j;
+    }
+  }
+  std::vector<float> x(64, 0.0f);
+  x[40] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<uint8_t> cell(68);
+  table().f32_to_q8_0(64, x.data(), cell.data());
+  EXPECT_EQ(half_value(cell.data()), 0.0);
+  EXPECT_TRUE(std::isnan(half_value(cell.data() + 34)));
 }
 
 TEST_P(Elementwise, RmsNormIsAccurate) {
