@@ -75,6 +75,7 @@ Result<> plan_attention(Planner&);
 Result<> plan_add(Planner&);
 Result<> plan_glu(Planner&);
 Result<> plan_experts(Planner&);
+Result<> plan_expert_gates(Planner&);
 Result<> plan_combine(Planner&);
 
 }  // namespace fth::cpu

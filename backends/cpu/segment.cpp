@@ -151,6 +151,7 @@ Result<> plan_op(Planner& p) {
     case FTH_OP_ADD: return plan_add(p);
     case FTH_OP_GLU: return plan_glu(p);
     case FTH_OP_EXPERTS: return plan_experts(p);
+    case FTH_OP_EXPERT_GATES: return plan_expert_gates(p);
     case FTH_OP_COMBINE: return plan_combine(p);
     default: return p.unsupported("the cpu backend does not know this op");
   }

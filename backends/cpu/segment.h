@@ -106,6 +106,7 @@ enum class DownOrder : uint8_t { row_major, row_per_neuron, neuron_major };
 struct ExpertsStep {
   ValueId x, slot_begin, rows, y;
   uint32_t gate, up, down;  // Value::first_slot of each
+  ValueId gate_values;      // in place of the gates: their products; kNoValue: there are none
   DType gate_type, up_type, down_type;
   int64_t max_tokens, max_slots, width, ff, top_k;
   bool silu;
@@ -116,13 +117,19 @@ struct ExpertsStep {
   ValueId x_f32;   // for the others
   ValueId hidden;  // Q8 rows of F values for a quantised down, but f32[F] for a row per neuron and for other types
 };
+struct ExpertGatesStep {
+  ValueId x, slot_begin, rows, act, y;  // act: x itself, or its Q8 rows
+  uint32_t gate;                        // Value::first_slot
+  DType type;
+  int64_t max_tokens, max_slots, width, ff, top_k;
+};
 struct CombineStep {
   ValueId x, y, weights, out;
   int64_t width, top_k;
 };
 
 using Step = std::variant<EmbedStep, NormStep, QuantizeStep, MatmulStep, RopeTableStep, RopeStep, AttentionStep, AddStep, GluStep,
-                          ExpertsStep, CombineStep>;
+                          ExpertsStep, ExpertGatesStep, CombineStep>;
 
 // Run one step. They fail on what only a submit can show: an id out of range, a full cache, a malformed slot table.
 Result<> run_step(const EmbedStep&, const Run&);
@@ -135,6 +142,7 @@ Result<> run_step(const AttentionStep&, const Run&);
 Result<> run_step(const AddStep&, const Run&);
 Result<> run_step(const GluStep&, const Run&);
 Result<> run_step(const ExpertsStep&, const Run&);
+Result<> run_step(const ExpertGatesStep&, const Run&);
 Result<> run_step(const CombineStep&, const Run&);
 
 struct SegmentPlan {

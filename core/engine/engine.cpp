@@ -35,14 +35,14 @@ double measure_copy(const Device& device) {
 
 }  // namespace
 
-Segment Engine::Impl::build(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose) const {
+Segment Engine::Impl::build(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const {
   switch (kind) {
     case SegmentKind::embed: return embed_segment(*model, embedding ? embedding : model->token_embd, bucket);
     case SegmentKind::router: return router_segment(*model, layer, bucket);
-    case SegmentKind::attention: return attention_segment(*model, layer, bucket, shapes, expose);
-    case SegmentKind::experts: return experts_segment(*model, layer, bucket);
+    case SegmentKind::attention: return attention_segment(*model, layer, bucket, shapes, variant);
+    case SegmentKind::experts: return experts_segment(*model, layer, bucket, variant);
     case SegmentKind::combine: return combine_segment(*model, layer, bucket);
-    case SegmentKind::head: return head_segment(*model, bucket, expose);
+    case SegmentKind::head: return head_segment(*model, bucket, variant);
   }
   FTH_CHECK(false, "unknown segment kind");
   return {};
@@ -65,19 +65,24 @@ Result<const Buffer*> Engine::Impl::weight(size_t device_index, const Weight& w)
   return &weights.emplace(key, std::move(buffer)).first->second;
 }
 
-Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose) {
+Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) {
   const auto bucket_index = static_cast<size_t>(std::find(std::begin(kBuckets), std::end(kBuckets), bucket) - std::begin(kBuckets));
   const size_t n_layers = static_cast<size_t>(model->config.n_layer) + 1;
-  const size_t index = ((static_cast<size_t>(kind) * n_layers + static_cast<size_t>(layer + 1)) * std::size(kBuckets) + bucket_index) * 2 +
-                       (expose == Expose::norms ? 1 : 0);
-  if (compiled.empty()) compiled.resize(kSegmentKinds * n_layers * std::size(kBuckets) * 2);
+  const size_t index =
+      ((static_cast<size_t>(kind) * n_layers + static_cast<size_t>(layer + 1)) * std::size(kBuckets) + bucket_index) * kVariants +
+      static_cast<size_t>(variant);
+  if (compiled.empty()) compiled.resize(kSegmentKinds * n_layers * std::size(kBuckets) * kVariants);
   std::unique_ptr<Compiled>& slot = compiled[index];
   if (slot) return slot.get();
   auto c = std::make_unique<Compiled>();
-  c->segment = build(kind, layer, bucket, expose);
+  c->segment = build(kind, layer, bucket, variant);
   c->device = device_for(kind, layer);
   c->weight_bytes = c->segment.weight_bytes();
-  if (kind == SegmentKind::experts) c->weight_bytes = expert_bytes(model->layers[static_cast<size_t>(layer)]);
+  if (kind == SegmentKind::experts) {
+    const Layer& l = model->layers[static_cast<size_t>(layer)];
+    const uint64_t gate = l.gate.expert_bytes(), all = expert_bytes(l);
+    c->weight_bytes = variant == Variant::gates ? gate : variant == Variant::after_gates ? all - gate : all;
+  }
   FTH_ASSIGN_OR_RETURN(const fth_estimate estimate, device(c->device).estimate(c->segment.view()));
   c->workspace_bytes = estimate.workspace_bytes;
   if (c->workspace_bytes > workspaces[c->device].bytes())
@@ -209,7 +214,7 @@ Result<> Engine::Impl::decide_for(int64_t page_cells, int64_t resident_pages) {
     for (const int64_t bucket : kBuckets) {
       // The head runs for one row, or for blocks of kHeadRows when all logits are asked for.
       if (bucket > (kind == SegmentKind::head ? kHeadRows : shapes.max_bucket)) break;
-      const Segment segment = build(kind, layer, bucket, Expose::no);
+      const Segment segment = build(kind, layer, bucket, Variant::plain);
       if (bucket == 1) s.weight_bytes = segment.weight_bytes();
       for (size_t d = 0; d < devices.size(); ++d) {
         SegmentCost& cost = s.cost[d];
@@ -310,7 +315,12 @@ Result<> Engine::Impl::make_resident() {
   }
   FTH_RETURN_IF_ERROR(make_workspaces());
   // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use.
-  for (const Placement& p : plan.placements) FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Expose::no));
+  for (const Placement& p : plan.placements) {
+    FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::plain));
+    if (!streamed() || p.kind != SegmentKind::experts) continue;
+    FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::gates));
+    FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::after_gates));
+  }
   return {};
 }
 

@@ -91,9 +91,9 @@ struct Engine::Impl {
     return placed[static_cast<size_t>(kind) * static_cast<size_t>(model->config.n_layer + 1) + static_cast<size_t>(layer + 1)];
   }
   Device& device(size_t d) { return registry->devices()[d].device; }
-  Segment build(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose) const;
+  Segment build(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const;
   // The executable of a segment, compiled at its first use and kept.
-  Result<Compiled*> get(SegmentKind kind, int64_t layer, int64_t bucket, Expose expose);
+  Result<Compiled*> get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant);
   // The buffer of a weight on a device: imported where the device reads host memory, copied there once otherwise.
   Result<const Buffer*> weight(size_t device, const Weight& w);
 
@@ -151,6 +151,7 @@ struct Session::Impl {
   std::vector<BoundExpert> bound;    // of the EXPERTS run at hand
   std::vector<int32_t> begin, rows;  // its tables
   std::vector<int32_t> order;        // the layer's experts as they are requested
+  std::vector<int32_t> gates_done;   // experts of the layer whose gate values are there, the rest not yet
   Routing guessed;
 
   static Result<std::unique_ptr<Impl>> make(Engine::Impl& engine);

@@ -13,10 +13,10 @@ namespace fth {
 using Clock = std::chrono::steady_clock;
 
 // Runs one segment on its device and waits for it, with its time and bytes booked.
-Result<> SegmentRunner::submit(SegmentKind kind, int64_t layer) {
+Result<> SegmentRunner::submit(SegmentKind kind, int64_t layer, Variant variant) {
   const bool is_head = kind == SegmentKind::head;
   const int64_t n = is_head ? n_rows_ : n_;
-  FTH_ASSIGN_OR_RETURN(Compiled* const c, e_.get(kind, layer, bucket_for(n), expose_));
+  FTH_ASSIGN_OR_RETURN(Compiled* const c, e_.get(kind, layer, bucket_for(n), variant == Variant::plain ? variant_ : variant));
   const size_t space = e_.space_of[c->device];
   s_.bindings.clear();
   for (size_t i = 0, bound = 0; i < c->segment.tensors.size(); ++i) {

@@ -18,13 +18,13 @@ class SegmentRunner {
         ids_(ids),
         n_(static_cast<int64_t>(ids.size())),
         pos_(pos),
-        expose_(session.inspect ? Expose::norms : Expose::no) {}
+        variant_(session.inspect ? Variant::norms : Variant::plain) {}
 
   uint64_t bytes() const { return bytes_; }  // of weights and KV read so far
 
  protected:
   // Runs one segment and waits for it, with its time and bytes booked. EXPERTS segments use the experts of s_.bound; heads first_row_ and n_rows_.
-  Result<> submit(SegmentKind kind, int64_t layer);
+  Result<> submit(SegmentKind kind, int64_t layer, Variant variant = Variant::plain);
 
   // The layer's cache is in memory; the next one that has to be read begins to be.
   Result<> ready_cache(int64_t layer);
@@ -46,7 +46,7 @@ class SegmentRunner {
   const Config& config_;
   std::span<const int32_t> ids_;
   int64_t n_, pos_;
-  Expose expose_;
+  Variant variant_;
   int64_t first_row_ = 0, n_rows_ = 0;  // of the head run
 
  private:

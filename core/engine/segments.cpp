@@ -148,7 +148,7 @@ Segment router_segment(const Model& model, int64_t layer, int64_t n_tokens) {
   return b.take();
 }
 
-Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, const SegmentShapes& shapes, Expose expose) {
+Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, const SegmentShapes& shapes, Variant variant) {
   const Config& c = model.config;
   const Layer& l = model.layers[static_cast<size_t>(layer)];
   const int64_t n = n_tokens, q_width = c.n_head * c.head_dim, kv_width = c.n_head_kv * c.head_dim;
@@ -165,7 +165,7 @@ Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, c
   const uint16_t k_cache = cache(Port::k_cache), v_cache = cache(Port::v_cache);
   const uint16_t y = b.out(Port::y, {n, c.n_embd});
 
-  const uint16_t normed = expose == Expose::norms ? b.out(Port::norm, {n, c.n_embd}) : b.temp({n, c.n_embd});
+  const uint16_t normed = variant == Variant::norms ? b.out(Port::norm, {n, c.n_embd}) : b.temp({n, c.n_embd});
   b.op(FTH_OP_RMS_NORM, {x, b.vector(l.attn_norm)}, {normed}, {c.rms_eps});
   uint16_t q = b.matmul(normed, l.q, &l.q_bias);
   uint16_t k = b.matmul(normed, l.k, &l.k_bias);
@@ -209,7 +209,7 @@ Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, c
   return b.take();
 }
 
-Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens) {
+Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens, Variant variant) {
   const Config& c = model.config;
   const Layer& l = model.layers[static_cast<size_t>(layer)];
   Builder b = make(SegmentKind::experts, layer, n_tokens);
@@ -219,7 +219,16 @@ Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens) {
   const uint16_t h = b.in(Port::h, DType::f32, {n_tokens, c.n_embd});
   const uint16_t slot_begin = b.in(Port::slot_begin, DType::i32, {slots + 1});
   const uint16_t rows = b.in(Port::rows, DType::i32, {n_tokens * c.top_k});
-  const uint16_t gate = b.bound(Port::expert_gate, FTH_ROLE_SLOTS, l.gate.dtype, {slots, l.gate.rows, l.gate.cols});
+  const auto gates = [&] { return b.bound(Port::expert_gate, FTH_ROLE_SLOTS, l.gate.dtype, {slots, l.gate.rows, l.gate.cols}); };
+  if (variant == Variant::gates) {
+    b.segment().name += ".gates";
+    b.op(FTH_OP_EXPERT_GATES, {h, slot_begin, rows, gates()}, {b.out(Port::gate_values, {n_tokens * c.top_k, l.gate.rows})},
+         {static_cast<double>(c.top_k)});
+    return b.take();
+  }
+  const bool rest = variant == Variant::after_gates;
+  if (rest) b.segment().name += ".rest";
+  const uint16_t gate = rest ? b.in(Port::gate_values, DType::f32, {n_tokens * c.top_k, l.gate.rows}) : gates();
   const uint16_t up = b.bound(Port::expert_up, FTH_ROLE_SLOTS, l.up.dtype, {slots, l.up.rows, l.up.cols});
   const uint16_t down = b.bound(Port::expert_down, FTH_ROLE_SLOTS, l.down.dtype, {slots, l.down.rows, l.down.cols});
   const uint16_t out = b.out(Port::expert_out, {n_tokens * c.top_k, c.n_embd});
@@ -239,13 +248,13 @@ Segment combine_segment(const Model& model, int64_t layer, int64_t n_tokens) {
   return b.take();
 }
 
-Segment head_segment(const Model& model, int64_t n_tokens, Expose expose) {
+Segment head_segment(const Model& model, int64_t n_tokens, Variant variant) {
   const Config& c = model.config;
   Builder b = make(SegmentKind::head, -1, n_tokens);
   b.segment().fine = fine_activations(c);
   const uint16_t x = b.in(Port::x, DType::f32, {n_tokens, c.n_embd});
   const uint16_t logits = b.out(Port::logits, {n_tokens, c.n_vocab});
-  const uint16_t normed = expose == Expose::norms ? b.out(Port::norm, {n_tokens, c.n_embd}) : b.temp({n_tokens, c.n_embd});
+  const uint16_t normed = variant == Variant::norms ? b.out(Port::norm, {n_tokens, c.n_embd}) : b.temp({n_tokens, c.n_embd});
   b.op(FTH_OP_RMS_NORM, {x, b.vector(model.output_norm)}, {normed}, {c.rms_eps});
   b.matmul_into(logits, normed, model.output);
   return b.take();

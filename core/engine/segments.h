@@ -28,6 +28,7 @@ enum class Port : uint8_t {
   rows,           // i32 [N * top_k]
   gates,          // f32 [N, top_k]   weights of the chosen experts
   expert_out,     // f32 [N * top_k, n_embd]
+  gate_values,    // f32 [N * top_k, n_ff]  products with the gates, before the activation, of experts that come in two
   logits,         // f32 [N, n_vocab]
   norm,           // f32 [N, n_embd]  a norm inside a segment, when it is exposed
   k_cache,        // [cells, n_head_kv * head_dim]
@@ -52,7 +53,10 @@ struct Segment {
   uint64_t weight_bytes() const;       // of all dense weights bound
 };
 
-enum class Expose { no, norms };  // norms: attn_norm and result_norm become outputs (Port::norm), for comparisons
+// norms: attn_norm and result_norm become outputs (Port::norm), for comparisons. An experts segment in two: gates fills Port::gate_values while up and down are
+// still being read, after_gates is the rest.
+enum class Variant { plain, norms, gates, after_gates };
+inline constexpr size_t kVariants = 4;
 
 struct SegmentShapes {
   DType kv_dtype = DType::f16;
@@ -70,9 +74,9 @@ bool kv_in_pages(const Layer& layer, const SegmentShapes& shapes);
 Segment embed_segment(const Model& model, const Weight& table, int64_t n_tokens);
 Segment router_segment(const Model& model, int64_t layer, int64_t n_tokens);
 // Attention, and for a dense layer its feed-forward part too.
-Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, const SegmentShapes& shapes, Expose expose);
-Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens);
+Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, const SegmentShapes& shapes, Variant variant);
+Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens, Variant variant);
 Segment combine_segment(const Model& model, int64_t layer, int64_t n_tokens);
-Segment head_segment(const Model& model, int64_t n_tokens, Expose expose);
+Segment head_segment(const Model& model, int64_t n_tokens, Variant variant);
 
 }  // namespace fth

@@ -23,9 +23,16 @@ class Booked {
   ~Booked() {
     if (store_ == nullptr) return;
     const ExpertStats now = store_->stats();
-    to_ += {now.requested - before_.requested,   now.hits - before_.hits,       now.late - before_.late,
-            now.misses - before_.misses,         now.guesses - before_.guesses, now.wrong_guesses - before_.wrong_guesses,
-            now.bytes_read - before_.bytes_read, now.stall_s - before_.stall_s, now.io_s - before_.io_s};
+    to_ += {now.requested - before_.requested,
+            now.hits - before_.hits,
+            now.late - before_.late,
+            now.misses - before_.misses,
+            now.early - before_.early,
+            now.guesses - before_.guesses,
+            now.wrong_guesses - before_.wrong_guesses,
+            now.bytes_read - before_.bytes_read,
+            now.stall_s - before_.stall_s,
+            now.io_s - before_.io_s};
   }
 
  private:
@@ -59,6 +66,7 @@ uint64_t lay_out(const Config& c, int64_t bucket, std::array<Area, kPorts>* area
     put(Port::rows, bucket, sizeof(int32_t) * static_cast<uint64_t>(c.top_k));
     put(Port::gates, bucket, f32(c.top_k));
     put(Port::expert_out, bucket, f32(c.top_k * c.n_embd));
+    put(Port::gate_values, 1, f32(c.top_k * c.n_ff));  // only single tokens' experts come in two
   }
   put(Port::logits, kHeadRows, f32(c.n_vocab));
   return end;
@@ -122,7 +130,7 @@ Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine)
 }
 
 IoStats& IoStats::operator+=(const IoStats& o) {
-  requested += o.requested, hits += o.hits, late += o.late, misses += o.misses;
+  requested += o.requested, hits += o.hits, late += o.late, misses += o.misses, early += o.early;
   guesses += o.guesses, wrong_guesses += o.wrong_guesses;
   bytes_read += o.bytes_read;
   stall_seconds += o.stall_seconds, io_seconds += o.io_seconds;

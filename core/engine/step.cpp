@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "core/engine/segment_runner.h"
@@ -124,27 +125,45 @@ class Step : public SegmentRunner {
     return {};
   }
 
-  Result<> run_streamed_experts(int64_t layer) {
+  // Experts that are in memory; with `gates_done` only those whose gates have been computed, or those whose have not.
+  Result<> run_places(int64_t layer, std::span<const ExpertPlace> places, Variant variant, std::optional<bool> gates_done = {}) {
     const Routing& r = s_.routing;
+    s_.bound.clear(), s_.begin.clear(), s_.rows.clear();
+    for (const ExpertPlace& place : places) {
+      const bool done = std::find(s_.gates_done.begin(), s_.gates_done.end(), place.expert) != s_.gates_done.end();
+      if (gates_done && *gates_done != done) continue;
+      const auto slot = static_cast<size_t>(std::lower_bound(r.experts.begin(), r.experts.end(), place.expert) - r.experts.begin());
+      s_.bound.push_back({slot, place.gate, place.up, place.down});
+      s_.begin.push_back(static_cast<int32_t>(s_.rows.size()));
+      s_.rows.insert(s_.rows.end(), r.rows.begin() + r.slot_begin[slot], r.rows.begin() + r.slot_begin[slot + 1]);
+    }
+    if (s_.bound.empty()) return {};
+    s_.begin.push_back(static_cast<int32_t>(s_.rows.size()));
+    put(Port::slot_begin, s_.begin);
+    put(Port::rows, s_.rows);
+    return submit(SegmentKind::experts, layer, variant);
+  }
+
+  Result<> run_streamed_experts(int64_t layer) {
     for (bool more = true; more;) {
       ExpertStore::Lease lease = std::move(next_lease_);
       more = requested_ < s_.order.size();
       const bool two_fit = 2 * group_ <= static_cast<size_t>(e_.store->n_slots());
       if (more && two_fit) FTH_RETURN_IF_ERROR(request_group(layer));
+      s_.gates_done.clear();
       for (;;) {
-        FTH_ASSIGN_OR_RETURN(const std::span<const ExpertPlace> places, lease.next());
+        // A token waits for its experts: a gate that is there computes while its up and down are on their way.
+        FTH_ASSIGN_OR_RETURN(const std::span<const ExpertPlace> places, lease.next(n_ == 1 && e_.options.stream.early_gates));
         if (places.empty()) break;
-        s_.bound.clear(), s_.begin.clear(), s_.rows.clear();
-        for (const ExpertPlace& place : places) {
-          const auto slot = static_cast<size_t>(std::lower_bound(r.experts.begin(), r.experts.end(), place.expert) - r.experts.begin());
-          s_.bound.push_back({slot, place.gate, place.up, place.down});
-          s_.begin.push_back(static_cast<int32_t>(s_.rows.size()));
-          s_.rows.insert(s_.rows.end(), r.rows.begin() + r.slot_begin[slot], r.rows.begin() + r.slot_begin[slot + 1]);
+        if (!places.front().whole) {
+          FTH_RETURN_IF_ERROR(run_places(layer, places, Variant::gates));
+          for (const ExpertPlace& place : places) s_.gates_done.push_back(place.expert);
+        } else if (s_.gates_done.empty()) {
+          FTH_RETURN_IF_ERROR(run_places(layer, places, Variant::plain));
+        } else {
+          FTH_RETURN_IF_ERROR(run_places(layer, places, Variant::plain, false));
+          FTH_RETURN_IF_ERROR(run_places(layer, places, Variant::after_gates, true));
         }
-        s_.begin.push_back(static_cast<int32_t>(s_.rows.size()));
-        put(Port::slot_begin, s_.begin);
-        put(Port::rows, s_.rows);
-        FTH_RETURN_IF_ERROR(submit(SegmentKind::experts, layer));
       }
       lease = {};
       if (more && !two_fit) FTH_RETURN_IF_ERROR(request_group(layer));

@@ -137,6 +137,12 @@ uint32_t ExpertStore::Impl::victim(bool for_guess) const {
   return best != kNone || for_guess ? best : best_guess;
 }
 
+void ExpertStore::Impl::read(uint32_t slot, Urgency urgency) {
+  const ExpertLayout at = layout(slots[slot]);
+  const uint64_t gate_end = at.gate + source.layers[static_cast<size_t>(slots[slot].layer)].gate.bytes;
+  loader->load(slot, std::span(at.extents).first(at.n_extents), {at.gate, gate_end}, base(slot), urgency);
+}
+
 void ExpertStore::Impl::begin_load(uint32_t slot, int64_t layer, int32_t expert, Urgency urgency) {
   Slot& s = slots[slot];
   if (s.state != State::empty) empty(slot);
@@ -144,8 +150,7 @@ void ExpertStore::Impl::begin_load(uint32_t slot, int64_t layer, int32_t expert,
   s.expert = expert;
   s.state = State::loading;
   slot_of[key(s)] = slot;
-  const ExpertLayout at = layout(s);
-  loader->load(slot, std::span(at.extents).first(at.n_extents), base(slot), urgency);
+  read(slot, urgency);
 }
 
 bool ExpertStore::Impl::intact(uint32_t slot) const {
@@ -170,8 +175,7 @@ void ExpertStore::Impl::land(const Loader::Landed& l) {
   if (!error && !intact(l.slot)) {
     if (!std::exchange(s.reread, true)) {
       ++counts.retries;
-      const Urgency urgency = s.pins > 0 ? Urgency::demand : Urgency::guess;
-      loader->load(l.slot, std::span(at.extents).first(at.n_extents), base(l.slot), urgency);
+      read(l.slot, s.pins > 0 ? Urgency::demand : Urgency::guess);
       return;
     }
     error = Error{Code::data_loss, files.path(at.extents[0].file).string() + ": the checksum of the slab at byte " +
@@ -306,9 +310,10 @@ void ExpertStore::Impl::end_lease(uint32_t id) {
   free_leases.push_back(id);
 }
 
-Result<std::span<const ExpertPlace>> ExpertStore::Impl::next(uint32_t id) {
+Result<std::span<const ExpertPlace>> ExpertStore::Impl::next(uint32_t id, bool early) {
   LeaseRecord& r = leases[id];
   r.places.clear();
+  r.early.clear();
   for (bool wait = false;; wait = true) {
     collect(wait);
     bool loading = false;
@@ -326,7 +331,15 @@ Result<std::span<const ExpertPlace>> ExpertStore::Impl::next(uint32_t id) {
         loader->raise(e.slot, Urgency::demand);
       }
     }
+    for (Entry& e : r.entries) {
+      if (!early || verify || !loading || !r.places.empty() || e.handed || e.gate_handed || !loader->front_is_there(e.slot)) continue;
+      e.gate_handed = true;
+      ++counts.early;
+      r.early.push_back(place(e.slot));
+      r.early.back().whole = false;
+    }
     if (!r.places.empty()) return std::span<const ExpertPlace>(r.places);
+    if (!r.early.empty()) return std::span<const ExpertPlace>(r.early);
     if (!loading && error != nullptr) return tl::unexpected<Error>(*error);
     if (!loading) return std::span<const ExpertPlace>();
   }
@@ -349,9 +362,9 @@ void ExpertStore::Lease::release() {
   if (store_ != nullptr) std::exchange(store_, nullptr)->impl_->end_lease(id_);
 }
 
-Result<std::span<const ExpertPlace>> ExpertStore::Lease::next() {
+Result<std::span<const ExpertPlace>> ExpertStore::Lease::next(bool early) {
   if (store_ == nullptr) return std::span<const ExpertPlace>();
-  return store_->impl_->next(id_);
+  return store_->impl_->next(id_, early);
 }
 
 void ExpertStore::guess(int64_t layer, std::span<const int32_t> experts) {

@@ -55,6 +55,7 @@ struct ExpertStoreOptions {
 struct ExpertPlace {
   int32_t expert = 0;
   uint64_t gate = 0, up = 0, down = 0;
+  bool whole = true;  // false: only gate is there
 };
 
 struct ExpertStats {
@@ -62,6 +63,7 @@ struct ExpertStats {
   uint64_t hits = 0;           // resident when asked for
   uint64_t late = 0;           // being read, for a guess or an earlier lease, when asked for
   uint64_t misses = 0;         // read because they were asked for
+  uint64_t early = 0;          // of those and the late ones, whose gate was handed out before the rest
   uint64_t guesses = 0;        // experts whose read began as a guess
   uint64_t wrong_guesses = 0;  // of those, not named by the layer's next request, or cancelled before they were read
   uint64_t bytes_read = 0;     // that arrived, blocks around the extents and retries included
@@ -107,7 +109,9 @@ class ExpertStore {
     // been handed out. The span is valid until the next call of next() or the end of the lease; the places until the end of the lease.
     // unavailable (an error of the device after retries) or data_loss (short, replaced or damaged file) name file, layer, expert and offset; they come
     // after the experts that did arrive, and again at every further call. The store lives on: a later request reads again.
-    Result<std::span<const ExpertPlace>> next();
+    // With `early`, what has its gate but not yet the rest is handed out when nothing is there whole (`whole` is false), and once more when it is.
+    // Not with ExpertStoreOptions::verify: what a checksum has not passed is not used.
+    Result<std::span<const ExpertPlace>> next(bool early = false);
 
    private:
     friend class ExpertStore;

@@ -23,26 +23,45 @@ double seconds(std::chrono::steady_clock::duration d) { return std::chrono::dura
 Loader::Loader(const FileSet& files, std::unique_ptr<BlockReader> reader, uint32_t n_slots, uint32_t queue_depth, uint64_t request_bytes)
     : files_(files), depth_(queue_depth), request_bytes_(request_bytes), jobs_(n_slots), reader_(std::move(reader)) {}
 
-void Loader::load(uint32_t slot, std::span<const Extent> extents, std::byte* base, Urgency urgency) {
+void Loader::load(uint32_t slot, std::span<const Extent> extents, Range front, std::byte* base, Urgency urgency) {
   Job& job = jobs_[slot];
   FTH_CHECK(job.waiting == 0 && job.flying == 0, "a slot is loaded while it is being read");
-  job = {urgency, 0, 0, 0, false, std::nullopt};
-  for (const Extent& e : extents) {
-    for (uint64_t at = e.block_begin(); at < e.block_end(); at += request_bytes_) {
-      uint32_t index = static_cast<uint32_t>(pieces_.size());
-      if (free_pieces_.empty()) {
-        pieces_.emplace_back();
-      } else {
-        index = free_pieces_.back();
-        free_pieces_.pop_back();
-      }
-      const uint64_t end = std::min(at + request_bytes_, e.block_end());
-      pieces_[index] = {slot, e.file, at, std::min(end, e.end), end, base + e.slot_at + (at - e.block_begin()), 0, 0, {}};
-      job.bytes += end - at;
-      queue(index, urgency, false);
+  job = {urgency, 0, 0, 0, 0, false, std::nullopt};
+  for (const bool now : {true, false}) {
+    for (const Extent& e : extents) {
+      // The blocks of this extent that hold the front, and what is before and behind them; all of it where one read gets it.
+      const uint64_t first = e.block_begin(), last = e.block_end(), length = last - first;
+      const auto clip = [&](uint64_t at) { return first + std::clamp<uint64_t>(at, e.slot_at, e.slot_at + length) - e.slot_at; };
+      uint64_t begin = clip(front.begin / kBlock * kBlock), end = clip((front.end + kBlock - 1) / kBlock * kBlock);
+      if (begin < end && length <= request_bytes_) begin = first, end = last;
+      if (now) add_pieces(slot, e, begin, end, base, true);
+      if (!now) add_pieces(slot, e, first, std::min(begin, end), base, false), add_pieces(slot, e, std::max(begin, end), last, base, false);
     }
   }
   note_guess(job, true);
+}
+
+// In reads of about the same length, none longer than a request.
+void Loader::add_pieces(uint32_t slot, const Extent& extent, uint64_t begin, uint64_t end, std::byte* base, bool front) {
+  if (begin >= end) return;
+  Job& job = jobs_[slot];
+  const uint64_t n = (end - begin + request_bytes_ - 1) / request_bytes_;
+  const uint64_t step = ((end - begin + n - 1) / n + kBlock - 1) / kBlock * kBlock;
+  for (uint64_t at = begin; at < end; at += step) {
+    uint32_t index = static_cast<uint32_t>(pieces_.size());
+    if (free_pieces_.empty()) {
+      pieces_.emplace_back();
+    } else {
+      index = free_pieces_.back();
+      free_pieces_.pop_back();
+    }
+    const uint64_t to = std::min(at + step, end);
+    pieces_[index] = {slot, extent.file, at, std::min(to, extent.end), to, base + extent.slot_at + (at - extent.block_begin()), front,
+                      0,    0,           {}};
+    job.bytes += to - at;
+    job.front += front ? 1 : 0;
+    queue(index, job.urgency, false);
+  }
 }
 
 void Loader::note_guess(const Job& job, bool add) {
@@ -150,6 +169,7 @@ void Loader::finish(const BlockReader::Done& done, std::vector<Landed>* landed) 
     return;
   }
   free_pieces_.push_back(index);
+  if (p.front && !error) --job.front;
   if (error && !job.error) {
     job.error = std::move(error);
     drop_waiting(p.slot);  // the expert is lost: what was not started need not be

@@ -30,8 +30,15 @@ class Loader {
   // `files` outlives the loader.
   Loader(const FileSet& files, std::unique_ptr<BlockReader> reader, uint32_t n_slots, uint32_t queue_depth, uint64_t request_bytes);
 
-  // Queues the reads of one slot, which has none waiting or in flight. pump() starts them.
-  void load(uint32_t slot, std::span<const Extent> extents, std::byte* base, Urgency urgency);
+  struct Range {
+    uint64_t begin = 0, end = 0;
+  };
+  // Queues the reads of one slot, which has none waiting or in flight: those of `front`, bytes of the slot, before the others. pump() starts them.
+  void load(uint32_t slot, std::span<const Extent> extents, Range front, std::byte* base, Urgency urgency);
+  // Whether the front of a slot that is still being read has arrived whole.
+  bool front_is_there(uint32_t slot) const {
+    return jobs_[slot].front == 0 && jobs_[slot].waiting + jobs_[slot].flying > 0 && !jobs_[slot].error;
+  }
   void raise(uint32_t slot, Urgency urgency);  // moves waiting reads forward; never back
   bool cancel(uint32_t slot);                  // drops the slot's reads, if none of them was started: true then
   void pump();                                 // starts what the queue depth allows; guesses use half of it
@@ -49,16 +56,18 @@ class Loader {
     uint32_t slot = 0, file = 0;
     uint64_t at = 0, need = 0, end = 0;  // next byte to read (a block's first), end of what is needed, end of its last block
     std::byte* dst = nullptr;            // of `at`
+    bool front = false;
     uint32_t repeats = 0, failures = 0;
     Clock::time_point begun;
   };
   struct Job {  // a slot's load
     Urgency urgency = Urgency::guess;
-    uint32_t waiting = 0, flying = 0;
+    uint32_t waiting = 0, flying = 0, front = 0;  // pieces; of the front those that are not there
     uint64_t bytes = 0;
     bool started = false;
     std::optional<Error> error;
   };
+  void add_pieces(uint32_t slot, const Extent& extent, uint64_t begin, uint64_t end, std::byte* base, bool front);
   void finish(const BlockReader::Done& done, std::vector<Landed>* landed);
   std::optional<Error> judge(Piece* piece, int64_t count);
   void queue(uint32_t piece, Urgency urgency, bool first);

@@ -34,11 +34,11 @@ struct ExpertStore::Impl {
   };
   struct Entry {
     uint32_t slot = kNone;
-    bool handed = false;
+    bool handed = false, gate_handed = false;
   };
   struct LeaseRecord {
     std::vector<Entry> entries;
-    std::vector<ExpertPlace> places;  // what the last next() returned
+    std::vector<ExpertPlace> places, early;  // what the last next() returned: whole ones, or gates
   };
 
   Impl(ExpertSource s, const SourceShape& shape, const ExpertStoreOptions& options, Policy p);
@@ -56,6 +56,7 @@ struct ExpertStore::Impl {
   void empty(uint32_t slot);
   // The slot that goes for an expert that was asked for, or for a guess: empty, else of the least worth. kNone when there is none now.
   uint32_t victim(bool for_guess) const;
+  void read(uint32_t slot, Urgency urgency);
   void begin_load(uint32_t slot, int64_t layer, int32_t expert, Urgency urgency);
   void settle_guesses(int64_t layer, std::span<const int32_t> experts);
   bool drop_guess();        // one that was not started
@@ -64,7 +65,7 @@ struct ExpertStore::Impl {
   bool intact(uint32_t slot) const;  // the checksum, where there is one and it is asked for
   uint32_t new_lease();
   void end_lease(uint32_t id);
-  Result<std::span<const ExpertPlace>> next(uint32_t id);
+  Result<std::span<const ExpertPlace>> next(uint32_t id, bool early);
 
   ExpertSource source;
   uint64_t slot_bytes = 0;

@@ -342,7 +342,12 @@ class Builder {
     data<int32_t>(begin)[n_slots] = at;
     p_.scalars[FTH_SCALAR_SLOTS] = used;
     const uint16_t y = tensor("y", role, DType::f32, {p_.bucket * top_k, e}, top_k);
-    op({FTH_OP_EXPERTS, {x, begin, list, gate, up, down}, {y}, {act(), static_cast<double>(top_k), static_cast<double>(down_order)}});
+    uint16_t gates = gate;
+    if (c_.integer("gates", 0)) {  // in two ops
+      gates = temp("g", {p_.bucket * top_k, f}, top_k);
+      op({FTH_OP_EXPERT_GATES, {x, begin, list, gate}, {gates}, {static_cast<double>(top_k)}});
+    }
+    op({FTH_OP_EXPERTS, {x, begin, list, gates, up, down}, {y}, {act(), static_cast<double>(top_k), static_cast<double>(down_order)}});
     return y;
   }
   void combine_op(uint16_t x, uint16_t y, int64_t e, int64_t k) {
@@ -378,14 +383,15 @@ class Builder {
       } else if (o.kind == FTH_OP_EXPERTS) {
         const int32_t* begin = data<int32_t>(o.in[1]);
         double expert = 0;
-        for (int i = 3; i < 6; ++i) expert += static_cast<double>(slot_bytes(p_.tensors[o.in[i]].desc));
+        for (int i = 4; i < 6; ++i) expert += static_cast<double>(slot_bytes(p_.tensors[o.in[i]].desc));
+        expert += static_cast<double>(slot_bytes(p_.tensors[o.in[4]].desc));  // gate, as large as up
         for (int64_t s = 0; s < p_.scalars[FTH_SCALAR_SLOTS]; ++s) {
           const double n = begin[s + 1] - begin[s];
           p_.weight_bytes += n > 0 ? expert : 0;
-          p_.flops += 6 * n * width * static_cast<double>(p_.tensors[o.in[3]].desc.dims[1]);
+          p_.flops += 6 * n * width * static_cast<double>(p_.tensors[o.in[4]].desc.dims[1]);
         }
-      } else {
-        p_.weight_bytes += m * width * 8;  // reads and writes of the activations themselves
+      } else if (o.kind != FTH_OP_EXPERT_GATES) {  // counted with its EXPERTS
+        p_.weight_bytes += m * width * 8;          // reads and writes of the activations themselves
         p_.flops += m * width * 2;
       }
     }
@@ -476,9 +482,15 @@ Problem slice_token(const Problem& all, const Problem& state_of, int64_t t) {
 Problem slice_slots(const Problem& all, int64_t begin, int64_t end) {
   Problem part = all;
   for (const fth_op& o : all.ops) {
+    if (o.kind == FTH_OP_EXPERT_GATES) {
+      std::vector<std::byte>& d = part.tensors[o.in[3]].data;
+      const uint64_t bytes = slot_bytes(part.tensors[o.in[3]].desc);
+      std::memmove(d.data(), d.data() + static_cast<uint64_t>(begin) * bytes, static_cast<uint64_t>(end - begin) * bytes);
+    }
     if (o.kind != FTH_OP_EXPERTS) continue;
     for (int64_t s = begin; s <= end; ++s) ints(part, o.in[1])[s - begin] = ints(part, o.in[1])[s];
     for (int i = 3; i < 6; ++i) {
+      if (part.tensors[o.in[i]].data.empty()) continue;  // gate values
       std::vector<std::byte>& d = part.tensors[o.in[i]].data;
       const uint64_t bytes = slot_bytes(part.tensors[o.in[i]].desc);
       std::memmove(d.data(), d.data() + static_cast<uint64_t>(begin) * bytes, static_cast<uint64_t>(end - begin) * bytes);

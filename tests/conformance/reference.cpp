@@ -255,21 +255,33 @@ struct Interpreter {
       for (int64_t f = 0; f < last_dim(op.out[0]); ++f)
         matrix(op.out[0]).at(t, f) = activation(op.attr[0], matrix(op.in[0]).at(t, f)) * matrix(op.in[1]).at(t, f);
   }
+  double product(uint16_t weights, int64_t row, const Matrix& x, int64_t t) const {
+    const std::vector<double> w = weight_row(weights, row);
+    double sum = 0;
+    for (int64_t e = 0; e < x.width; ++e) sum += w[static_cast<size_t>(e)] * x.at(t, e);
+    return sum;
+  }
+  void expert_gates(const fth_op& op) {
+    const Matrix x = matrix(op.in[0]), y = matrix(op.out[0]);
+    const int64_t top_k = static_cast<int64_t>(op.attr[0]);
+    for (int64_t slot = 0; slot < p.scalars[FTH_SCALAR_SLOTS]; ++slot)
+      for (int64_t i = integer(values[op.in[1]], slot); i < integer(values[op.in[1]], slot + 1); ++i) {
+        const int64_t r = integer(values[op.in[2]], i);
+        for (int64_t f = 0; f < y.width; ++f) y.at(r, f) = product(op.in[3], slot * y.width + f, x, r / top_k);
+      }
+  }
   void experts(const fth_op& op) {
     const Matrix x = matrix(op.in[0]), y = matrix(op.out[0]);
-    const int64_t ff = desc(op.in[3]).dims[1], width = x.width, top_k = static_cast<int64_t>(op.attr[1]);
+    const int64_t ff = desc(op.in[4]).dims[1], width = x.width, top_k = static_cast<int64_t>(op.attr[1]);
+    const bool gates_given = desc(op.in[3]).role != FTH_ROLE_SLOTS;
     for (int64_t slot = 0; slot < p.scalars[FTH_SCALAR_SLOTS]; ++slot)
       for (int64_t i = integer(values[op.in[1]], slot); i < integer(values[op.in[1]], slot + 1); ++i) {
         const int64_t r = integer(values[op.in[2]], i);
         for (int64_t e = 0; e < width; ++e) y.at(r, e) = 0;
         std::vector<double> hidden;
         for (int64_t f = 0; f < ff; ++f) {
-          const std::vector<double> gate = weight_row(op.in[3], slot * ff + f), up = weight_row(op.in[4], slot * ff + f);
-          double g = 0, u = 0;
-          for (int64_t e = 0; e < width; ++e) {
-            g += gate[static_cast<size_t>(e)] * x.at(r / top_k, e);
-            u += up[static_cast<size_t>(e)] * x.at(r / top_k, e);
-          }
+          const double g = gates_given ? matrix(op.in[3]).at(r, f) : product(op.in[3], slot * ff + f, x, r / top_k);
+          const double u = product(op.in[4], slot * ff + f, x, r / top_k);
           hidden.push_back(activation(op.attr[0], g) * u);
         }
         for (int64_t f = 0; op.attr[2] == 1 && f < ff; ++f) {
@@ -322,6 +334,7 @@ std::vector<std::vector<double>> run_reference(const Problem& p) {
       case FTH_OP_ADD: in.add(op); break;
       case FTH_OP_GLU: in.glu(op); break;
       case FTH_OP_EXPERTS: in.experts(op); break;
+      case FTH_OP_EXPERT_GATES: in.expert_gates(op); break;
       case FTH_OP_COMBINE: in.combine(op); break;
       default: throw std::invalid_argument("reference: unknown op");
     }

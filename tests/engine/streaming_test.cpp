@@ -92,6 +92,7 @@ TEST(Streaming, AnySlotsAndReaderGiveTheBitsOfAResidentRun) {
   auto engine = Engine::open(options());
   ASSERT_TRUE(engine);
   const Config& c = (*engine)->model().config;
+  uint64_t early = 0;
   for (const auto& model : {tiny(), packed()})
     for (const int64_t slots : {c.top_k, c.top_k + 1, 2 * c.top_k, c.n_expert + 3, c.n_layer * c.top_k, c.n_layer * c.n_expert})
       for (const char* reader : {"uring", "pread"})
@@ -107,10 +108,12 @@ TEST(Streaming, AnySlotsAndReaderGiveTheBitsOfAResidentRun) {
           EXPECT_EQ(logits_of(o, &io), resident()) << model << ", " << slots << " slots, " << reader << ", depth " << depth;
           EXPECT_GT(io.bytes_read, 0u);
           EXPECT_EQ(io.requested, io.hits + io.late + io.misses);
+          early += io.early;
           if (slots == c.n_layer * c.n_expert) {
             EXPECT_LE(io.misses + io.guesses, static_cast<uint64_t>(slots)) << "each is read once";
           }
         }
+  EXPECT_GT(early, 0u) << "no gate was computed before its up and down had come";
 }
 
 TEST(Streaming, PackedResidentGivesTheSameBits) {

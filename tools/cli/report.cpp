@@ -60,8 +60,8 @@ std::string streaming_lines(const Opened& opened, const Stats& stats) {
   const auto tokens = static_cast<double>(stats.decode_tokens);
   const auto share = [&](uint64_t n) { return io.requested > 0 ? 100 * static_cast<double>(n) / static_cast<double>(io.requested) : 0.0; };
   std::string out = "experts: " + how + '\n';
-  out += text("per token: hit %.1f %%, late %.1f %%, wrong guesses %.1f, ", share(io.hits), share(io.late),
-              static_cast<double>(io.wrong_guesses) / tokens);
+  out += text("per token: hit %.1f %%, late %.1f %%, gate first %.1f %%, wrong guesses %.1f, ", share(io.hits), share(io.late),
+              share(io.early), static_cast<double>(io.wrong_guesses) / tokens);
   out += format_bytes(static_cast<uint64_t>(static_cast<double>(io.bytes_read) / tokens)) + " read in " +
          text("%.1f ms at ", 1e3 * io.io_seconds / tokens) + format_rate(per_second(static_cast<double>(io.bytes_read), io.io_seconds));
   out += text(", %.1f ms computing, %.1f ms stalled, of %.1f ms; overlap %.2f", 1e3 * (stats.decode_seconds - io.stall_seconds) / tokens,
@@ -104,6 +104,7 @@ boost::json::object stats_json(const Opened& opened, const Stats& stats) {
                                  {"hits", io.hits},
                                  {"late", io.late},
                                  {"misses", io.misses},
+                                 {"early", io.early},
                                  {"guesses", io.guesses},
                                  {"wrong_guesses", io.wrong_guesses},
                                  {"bytes_read", io.bytes_read},

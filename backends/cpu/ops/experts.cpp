@@ -38,7 +38,16 @@ Result<> plan_experts(Planner& p) {
   s.silu = activation == 1;
   s.order = static_cast<DownOrder>(order);
   FTH_ASSIGN_OR_RETURN(s.x, p.input(0, "x", DType::f32, {{"N", &p.plan.n_tokens}, {"E", &s.width}}));
-  FTH_ASSIGN_OR_RETURN(const ValueId gate, slots_input(p, 3, "gate", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
+  s.max_tokens = p.plan.n_tokens;
+  int64_t n_rows = s.max_tokens * s.top_k;
+  const bool gates_given = p.tensor(p.op->in[3]).role != FTH_ROLE_SLOTS;
+  ValueId gate = kNoValue;
+  s.gate_values = kNoValue;
+  if (gates_given) {
+    FTH_ASSIGN_OR_RETURN(s.gate_values, p.input(3, "gate values", DType::f32, {{"N*K", &n_rows}, {"F", &s.ff}}));
+  } else {
+    FTH_ASSIGN_OR_RETURN(gate, slots_input(p, 3, "gate", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
+  }
   FTH_ASSIGN_OR_RETURN(const ValueId up, slots_input(p, 4, "up", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
   const Planner::Dim f{"F", &s.ff}, e{"E", &s.width};
   const bool rows_of_neurons = s.order == DownOrder::row_per_neuron;
@@ -50,16 +59,15 @@ Result<> plan_experts(Planner& p) {
       return p.unsupported(text("down neuron-major of ", name(type), ": q4_0 and q8_0 have that order"));
     if (s.width % 32 != 0) return p.invalid(text("down neuron-major with E ", s.width, ": need a multiple of 32"));
   }
-  s.max_tokens = p.plan.n_tokens;
-  int64_t n_begin = s.max_slots + 1, n_rows = s.max_tokens * s.top_k;
+  int64_t n_begin = s.max_slots + 1;
   if (n_rows > (1 << 24)) return p.unsupported(text(n_rows, " rows (N * K): at most ", 1 << 24));
   FTH_ASSIGN_OR_RETURN(s.slot_begin, p.input(1, "slot_begin", DType::i32, {{"S+1", &n_begin}}));
   FTH_ASSIGN_OR_RETURN(s.rows, p.input(2, "rows", DType::i32, {{"N*K", &n_rows}}));
   FTH_ASSIGN_OR_RETURN(s.y, p.output(0, "y", {{"N*K", &n_rows}, {"E", &s.width}}));
-  s.gate = p.plan.values[gate].first_slot;
+  s.gate = gates_given ? 0 : p.plan.values[gate].first_slot;
   s.up = p.plan.values[up].first_slot;
   s.down = p.plan.values[down].first_slot;
-  s.gate_type = p.dtype(gate);
+  s.gate_type = gates_given ? p.dtype(up) : p.dtype(gate);
   s.up_type = p.dtype(up);
   s.down_type = p.dtype(down);
 
@@ -73,9 +81,9 @@ Result<> plan_experts(Planner& p) {
   s.hidden = p.scratch(n * (hidden_q8 ? q8_row_bytes(s.ff) : f32_bytes(s.ff)));
 
   p.plan.max_slots = std::max(p.plan.max_slots, s.max_slots);
-  const uint64_t expert = p.plan.values[gate].bytes + p.plan.values[up].bytes + p.plan.values[down].bytes;
+  const uint64_t expert = (gates_given ? 0 : p.plan.values[gate].bytes) + p.plan.values[up].bytes + p.plan.values[down].bytes;
   p.plan.bytes += static_cast<double>(expert) * static_cast<double>(std::min(s.max_slots, n_rows));
-  p.plan.flops += 6.0 * static_cast<double>(n_rows) * static_cast<double>(s.width) * static_cast<double>(s.ff);
+  p.plan.flops += (gates_given ? 4.0 : 6.0) * static_cast<double>(n_rows) * static_cast<double>(s.width) * static_cast<double>(s.ff);
   p.plan.steps.push_back(s);
   return {};
 }
@@ -117,7 +125,7 @@ Result<> Experts::check_slots() const {
       return fail(Code::invalid_argument, text("experts: slot_begin goes from ", begin[slot], " to ", begin[slot + 1], " at slot ", slot,
                                                " of ", run.n_slots, ", there are ", n_rows, " rows"));
     if (columns(slot) == 0) continue;
-    for (const uint32_t tensor : {s.gate, s.up, s.down})
+    for (const uint32_t tensor : {s.gate_values == kNoValue ? s.gate : s.up, s.up, s.down})
       if (!run.slots[tensor + static_cast<uint64_t>(slot)])
         return fail(Code::invalid_argument, text("experts: slot ", slot, " has ", columns(slot), " rows and an empty binding"));
   }
@@ -168,7 +176,12 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
   };
   for (int64_t i = begin[slot]; i < begin[slot + 1]; i += kTileCols) {
     const int64_t n_cols = std::min<int64_t>(kTileCols, begin[slot + 1] - i);
-    product(s.gate, s.gate_type, i, n_cols, gate.data(), nullptr, n);
+    if (s.gate_values == kNoValue) {
+      product(s.gate, s.gate_type, i, n_cols, gate.data(), nullptr, n);
+    } else {
+      for (int64_t c = 0; c < n_cols; ++c)
+        std::memcpy(gate.data() + c * kTileRows, run.at<const float>(s.gate_values) + rows[i + c] * s.ff + row0, f32_bytes(n));
+    }
     if (s.silu) {
       product(s.up, s.up_type, i, n_cols, up.data(), nullptr, n);
       for (int64_t c = 0; c < n_cols; ++c)
@@ -297,6 +310,68 @@ Result<> run_step(const ExpertsStep& s, const Run& run) {
     } else {
       x.down(slot, at, n);
     }
+  });
+  return {};
+}
+
+Result<> plan_expert_gates(Planner& p) {
+  FTH_RETURN_IF_ERROR(p.arity(4, 4, 1));
+  ExpertGatesStep s{};
+  s.width = s.ff = s.max_slots = -1;
+  FTH_ASSIGN_OR_RETURN(s.top_k, p.integer(0, "K", 1, 1 << 16));
+  FTH_ASSIGN_OR_RETURN(s.x, p.input(0, "x", DType::f32, {{"N", &p.plan.n_tokens}, {"E", &s.width}}));
+  FTH_ASSIGN_OR_RETURN(const ValueId gate, slots_input(p, 3, "gate", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
+  s.type = p.dtype(gate);
+  s.act = is_quantized(s.type) ? p.quantized(s.x, s.width, false) : s.x;
+  s.max_tokens = p.plan.n_tokens;
+  int64_t n_begin = s.max_slots + 1, n_rows = s.max_tokens * s.top_k;
+  if (n_rows > (1 << 24)) return p.unsupported(text(n_rows, " rows (N * K): at most ", 1 << 24));
+  FTH_ASSIGN_OR_RETURN(s.slot_begin, p.input(1, "slot_begin", DType::i32, {{"S+1", &n_begin}}));
+  FTH_ASSIGN_OR_RETURN(s.rows, p.input(2, "rows", DType::i32, {{"N*K", &n_rows}}));
+  FTH_ASSIGN_OR_RETURN(s.y, p.output(0, "g", {{"N*K", &n_rows}, {"F", &s.ff}}));
+  s.gate = p.plan.values[gate].first_slot;
+  for (const ValueId v : {s.x, s.act, gate}) p.touch(v, p.step());
+  p.plan.max_slots = std::max(p.plan.max_slots, s.max_slots);
+  p.plan.bytes += static_cast<double>(p.plan.values[gate].bytes) * static_cast<double>(std::min(s.max_slots, n_rows));
+  p.plan.flops += 2.0 * static_cast<double>(n_rows) * static_cast<double>(s.width) * static_cast<double>(s.ff);
+  p.plan.steps.push_back(s);
+  return {};
+}
+
+Result<> run_step(const ExpertGatesStep& s, const Run& run) {
+  const int32_t* const begin = run.at<const int32_t>(s.slot_begin);
+  const int32_t* const rows = run.at<const int32_t>(s.rows);
+  const int64_t n_rows = s.max_tokens * s.top_k, used = run.n_tokens * s.top_k;
+  int64_t busy = 0;
+  for (int64_t slot = 0; slot < run.n_slots; ++slot) {
+    if (begin[slot] < 0 || begin[slot + 1] < begin[slot] || begin[slot + 1] > n_rows)
+      return fail(Code::invalid_argument, text("expert_gates: slot_begin goes from ", begin[slot], " to ", begin[slot + 1], " at slot ",
+                                               slot, " of ", run.n_slots, ", there are ", n_rows, " rows"));
+    if (begin[slot] == begin[slot + 1]) continue;
+    ++busy;
+    if (!run.slots[s.gate + static_cast<uint64_t>(slot)])
+      return fail(Code::invalid_argument, text("expert_gates: slot ", slot, " has rows and an empty binding"));
+    for (int64_t i = begin[slot]; i < begin[slot + 1]; ++i)
+      if (rows[i] < 0 || rows[i] >= used)
+        return fail(Code::invalid_argument, text("expert_gates: rows[", i, "] is ", rows[i], ", need 0 to ", used - 1));
+  }
+  if (busy == 0) return {};
+  const uint64_t bytes = row_bytes(s.type, s.width), act_bytes = is_quantized(s.type) ? q8_row_bytes(s.width) : f32_bytes(s.width);
+  const int64_t neurons = piece_size(s.ff, busy, run.host.n_threads(), 32, kTileRows), per_slot = ceil_div(s.ff, neurons);
+  parallel(run.host, run.n_slots * per_slot, [&](uint32_t item) {
+    const int64_t slot = item / per_slot, row0 = item % per_slot * neurons;
+    for (int64_t i = begin[slot]; i < begin[slot + 1]; ++i)
+      run.kernels.matmul[static_cast<size_t>(s.type)](
+          {.weights = run.slots[s.gate + static_cast<uint64_t>(slot)] + static_cast<uint64_t>(row0) * bytes,
+           .row_bytes = bytes,
+           .act = run.at<const std::byte>(s.act) + static_cast<uint64_t>(rows[i] / s.top_k) * act_bytes,
+           .act_bytes = act_bytes,
+           .dst = run.at<float>(s.y) + rows[i] * s.ff + row0,
+           .dst_stride = s.ff,
+           .k = s.width,
+           .n_rows = std::min(neurons, s.ff - row0),
+           .n_cols = 1,
+           .rows = nullptr});
   });
   return {};
 }
