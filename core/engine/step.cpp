@@ -102,8 +102,14 @@ class Step : public SegmentRunner {
     group_ = s_.order.size() <= n_slots ? s_.order.size() : std::max<size_t>(n_slots / 2, 1);
     requested_ = 0;
     FTH_RETURN_IF_ERROR(request_group(layer));
-    if (n_ == 1 && layer + 1 < config_.n_layer && e_.guess_trial.on(e_.options.stream.guess) && !s_.inspect)
-      FTH_RETURN_IF_ERROR(guess(layer + 1));
+    if (layer + 1 == config_.n_layer) return {};
+    if (n_ == 1 && e_.guess_trial.on(e_.options.stream.guess) && !s_.inspect) return guess(layer + 1);
+    // Tokens enough for every expert to be somebody's: the next layer's are read in order while this one computes.
+    if (n_ * config_.top_k >= 4 * config_.n_expert && e_.options.stream.guess != Guess::off) {
+      s_.guessed.ids.resize(static_cast<size_t>(config_.n_expert));
+      std::iota(s_.guessed.ids.begin(), s_.guessed.ids.end(), 0);
+      e_.store->guess(layer + 1, s_.guessed.ids, true);
+    }
     return {};
   }
 

@@ -120,7 +120,7 @@ void ExpertStore::Impl::empty(uint32_t slot) {
   s = {};
 }
 
-uint32_t ExpertStore::Impl::victim(bool for_guess) const {
+uint32_t ExpertStore::Impl::victim(For what) const {
   uint32_t best = kNone, best_guess = kNone;
   double least = 0, least_guess = 0;
   for (uint32_t i = 0; i < slots.size(); ++i) {
@@ -130,11 +130,11 @@ uint32_t ExpertStore::Impl::victim(bool for_guess) const {
     const double worth = usage.worth(key(s));
     if (s.guessed) {  // about to be asked for, perhaps: goes when nothing else can
       if (best_guess == kNone || worth < least_guess) best_guess = i, least_guess = worth;
-    } else if (!(for_guess && usage.within_cycle(key(s))) && (best == kNone || worth < least)) {
+    } else if (!(what == For::guess && usage.within_cycle(key(s))) && (best == kNone || worth < least)) {
       best = i, least = worth;
     }
   }
-  return best != kNone || for_guess ? best : best_guess;
+  return best != kNone || what != For::request ? best : best_guess;
 }
 
 void ExpertStore::Impl::read(uint32_t slot, Urgency urgency) {
@@ -280,10 +280,10 @@ Result<ExpertStore::Lease> ExpertStore::request(int64_t layer, std::span<const i
   }
   for (size_t i = 0; i < experts.size(); ++i) {
     if (record.entries[i].slot != Impl::kNone) continue;
-    uint32_t slot = m.victim(false);
+    uint32_t slot = m.victim(Impl::For::request);
     while (slot == Impl::kNone) {  // slots enough are unpinned, so the rest is being read, for guesses or for leases that ended
       if (!m.drop_guess()) m.collect(true);
-      slot = m.victim(false);
+      slot = m.victim(Impl::For::request);
     }
     m.begin_load(slot, layer, experts[i], Urgency::exact);
     m.pin(slot);
@@ -367,7 +367,7 @@ Result<std::span<const ExpertPlace>> ExpertStore::Lease::next(bool early) {
   return store_->impl_->next(id_, early);
 }
 
-void ExpertStore::guess(int64_t layer, std::span<const int32_t> experts) {
+void ExpertStore::guess(int64_t layer, std::span<const int32_t> experts, bool certain) {
   Impl& m = *impl_;
   m.collect(false);
   if (layer < 0 || layer >= static_cast<int64_t>(m.source.layers.size())) return;
@@ -376,7 +376,7 @@ void ExpertStore::guess(int64_t layer, std::span<const int32_t> experts) {
   for (const int32_t e : experts) {
     if (e < 0 || e >= m.source.layers[static_cast<size_t>(layer)].n_expert || m.slot_of[m.key(layer, e)] != Impl::kNone) continue;
     if (m.guessed.size() >= limit || m.loader->guess_bytes() + m.slot_bytes > limit * m.slot_bytes) break;
-    const uint32_t slot = m.victim(true);
+    const uint32_t slot = m.victim(certain ? Impl::For::certain_guess : Impl::For::guess);
     if (slot == Impl::kNone) break;
     m.begin_load(slot, layer, e, Urgency::guess);
     m.slots[slot].guessed = true;

@@ -126,8 +126,9 @@ class ExpertStore {
   Result<Lease> request(int64_t layer, std::span<const int32_t> experts);
 
   // A guess for a later layer: read behind all requests, into slots that nobody will miss soon; dropped when the layer's request does not name them.
-  // Never an error: ids that are out of range and guesses that find no room are ignored.
-  void guess(int64_t layer, std::span<const int32_t> experts);
+  // Never an error: ids that are out of range and guesses that find no room are ignored. `certain`: a batch so large that it uses nearly every expert; such
+  // guesses may take the slots of experts that were used lately, as a request may.
+  void guess(int64_t layer, std::span<const int32_t> experts, bool certain = false);
 
   // Notices completed reads and starts waiting ones; never blocks. Worth a call between segments when more reads wait than the queue holds.
   void poll();

@@ -55,7 +55,8 @@ struct ExpertStore::Impl {
   void unpin(uint32_t slot);  // the last one frees a failed slot and cancels reads that were not started
   void empty(uint32_t slot);
   // The slot that goes for an expert that was asked for, or for a guess: empty, else of the least worth. kNone when there is none now.
-  uint32_t victim(bool for_guess) const;
+  enum class For : uint8_t { request, guess, certain_guess };
+  uint32_t victim(For what) const;
   void read(uint32_t slot, Urgency urgency);
   void begin_load(uint32_t slot, int64_t layer, int32_t expert, Urgency urgency);
   void settle_guesses(int64_t layer, std::span<const int32_t> experts);

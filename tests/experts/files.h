@@ -103,7 +103,7 @@ class ExpertFiles {
                                                << i;
       return ::testing::AssertionSuccess();
     };
-    if (auto r = same(l.gate, place.gate, "gate"); !r) return r;
+    if (auto r = same(l.gate, place.gate, "gate"); !r || !place.whole) return r;
     if (auto r = same(l.up, place.up, "up"); !r) return r;
     return same(l.down, place.down, "down");
   }

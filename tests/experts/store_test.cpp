@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 
 #include <fstream>
+#include <map>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -115,6 +116,44 @@ TEST(ExpertStore, AnyLengthOfReadBringsTheSameBytes) {
       EXPECT_EQ(drain(files, *store, 2, &*lease), ids);
     }
   }
+}
+
+TEST(ExpertStore, AGateIsHandedOutBeforeTheRestAndTheWholeAfterIt) {
+  for (const bool packed : {true, false})
+    for (const bool verify : {false, true}) {
+      Shape shape;
+      shape.packed = packed;
+      const ExpertFiles files(shape);
+      ExpertStoreOptions options;
+      options.request_bytes = 4096;
+      options.verify = verify;
+      Faults faults;
+      faults.reorder = true;
+      const auto store = open_faulty(files, 8, faults, options);
+      int gates = 0;
+      for (int32_t first = 0; first + 3 <= 8; ++first) {
+        const std::vector<int32_t> ids{first, first + 1, first + 2};
+        auto lease = store->request(0, ids);
+        ASSERT_TRUE(lease);
+        std::map<int32_t, int> early, whole;
+        while (true) {
+          const auto places = lease->next(true);
+          ASSERT_TRUE(places) << places.error().message;
+          if (places->empty()) break;
+          for (const ExpertPlace& p : *places) {
+            EXPECT_EQ(p.whole, places->front().whole);
+            EXPECT_TRUE(files.right(*store, 0, p));
+            EXPECT_EQ(whole[p.expert], 0) << "nothing comes after the whole";
+            ++(p.whole ? whole : early)[p.expert];
+          }
+        }
+        for (const int32_t e : ids) EXPECT_EQ(whole[e], 1);
+        for (const auto& [expert, count] : early) EXPECT_EQ(count, 1) << expert;
+        for (const auto& [expert, count] : early) gates += count;
+      }
+      EXPECT_EQ(store->stats().early, static_cast<uint64_t>(gates));
+      EXPECT_EQ(gates > 0, !verify) << "nothing is used before its checksum, where checksums are asked for";
+    }
 }
 
 TEST(ExpertStore, OneSlabIsOneRead) {
