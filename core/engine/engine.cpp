@@ -290,6 +290,7 @@ Result<> Engine::Impl::decide_for(int64_t page_cells, int64_t resident_pages) {
       n = std::min(all, n + static_cast<int64_t>((plan.ram_limit - plan.ram_bytes) / slot));
     FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true));
     plan.expert_slots = n;
+    FTH_RETURN_IF_ERROR(find_tier());
     if (const int64_t cycle = c.n_layer * c.top_k; n < 2 * cycle)
       plan.notes.push_back(std::to_string(n) + " expert slots are fewer than two tokens' experts (" + std::to_string(2 * cycle) +
                            "): most experts will be read again for every token; --ram " +

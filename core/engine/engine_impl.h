@@ -100,6 +100,7 @@ struct Engine::Impl {
   Result<> detect();                                                // devices and spaces
   Result<> decide();                                                // the plan
   Result<> decide_for(int64_t page_cells, int64_t resident_pages);  // with the caches of global layers in pages, or with 0 in one piece
+  Result<> find_tier();                                             // spare device memory for experts
   Result<> make_resident();
   Result<> make_streamed();
   Result<> make_workspaces();

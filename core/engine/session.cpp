@@ -23,16 +23,17 @@ class Booked {
   ~Booked() {
     if (store_ == nullptr) return;
     const ExpertStats now = store_->stats();
-    to_ += {now.requested - before_.requested,
-            now.hits - before_.hits,
-            now.late - before_.late,
-            now.misses - before_.misses,
-            now.early - before_.early,
-            now.guesses - before_.guesses,
-            now.wrong_guesses - before_.wrong_guesses,
-            now.bytes_read - before_.bytes_read,
-            now.stall_s - before_.stall_s,
-            now.io_s - before_.io_s};
+    to_ += {.requested = now.requested - before_.requested,
+            .hits = now.hits - before_.hits,
+            .late = now.late - before_.late,
+            .misses = now.misses - before_.misses,
+            .tier = now.tier - before_.tier,
+            .early = now.early - before_.early,
+            .guesses = now.guesses - before_.guesses,
+            .wrong_guesses = now.wrong_guesses - before_.wrong_guesses,
+            .bytes_read = now.bytes_read - before_.bytes_read,
+            .stall_seconds = now.stall_s - before_.stall_s,
+            .io_seconds = now.io_s - before_.io_s};
   }
 
  private:
@@ -130,7 +131,7 @@ Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine)
 }
 
 IoStats& IoStats::operator+=(const IoStats& o) {
-  requested += o.requested, hits += o.hits, late += o.late, misses += o.misses, early += o.early;
+  requested += o.requested, hits += o.hits, late += o.late, misses += o.misses, early += o.early, tier += o.tier;
   guesses += o.guesses, wrong_guesses += o.wrong_guesses;
   bytes_read += o.bytes_read;
   stall_seconds += o.stall_seconds, io_seconds += o.io_seconds;

@@ -26,6 +26,7 @@ struct SegmentTime {
 // Reads of experts, in the part of a session that they belong to. All zero when experts are resident.
 struct IoStats {
   uint64_t requested = 0, hits = 0, late = 0, misses = 0;  // experts asked for; resident; being read; read because they were asked for
+  uint64_t tier = 0;                                       // of the hits, copied from spare device memory
   uint64_t early = 0;                                      // whose gate was computed before up and down had been read
   uint64_t guesses = 0, wrong_guesses = 0;
   uint64_t bytes_read = 0;

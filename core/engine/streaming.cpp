@@ -4,6 +4,7 @@
 
 #include "core/base/bytes.h"
 #include "core/engine/engine_impl.h"
+#include "core/experts/tier.h"
 
 namespace fth {
 namespace {
@@ -47,6 +48,57 @@ ExpertSource expert_source(const Model& model) {
   return source;
 }
 
+namespace {
+
+class DeviceTier final : public Tier {
+ public:
+  DeviceTier(std::string name, Buffer buffer, uint64_t slot_bytes)
+      : name_(std::move(name)), buffer_(std::move(buffer)), slot_bytes_(slot_bytes) {}
+  std::string name() const override { return name_; }
+  int64_t n_slots() const override { return static_cast<int64_t>(buffer_.bytes() / slot_bytes_); }
+  Result<> write(int64_t slot, std::span<const std::byte> from) override {
+    return buffer_.write(static_cast<uint64_t>(slot) * slot_bytes_, from.data(), from.size());
+  }
+  Result<> read(int64_t slot, std::span<std::byte> to) override {
+    return buffer_.read(static_cast<uint64_t>(slot) * slot_bytes_, to.data(), to.size());
+  }
+
+ private:
+  std::string name_;
+  Buffer buffer_;
+  uint64_t slot_bytes_;
+};
+
+}  // namespace
+
+Result<> Engine::Impl::find_tier() {
+  const std::string& wanted = options.stream.tier;
+  if (wanted == "off") return {};
+  FTH_ASSIGN_OR_RETURN(const uint64_t slot, ExpertStore::slot_bytes(expert_source(*model)));
+  const int64_t missing = model->config.n_layer * model->config.n_expert - plan.expert_slots;
+  std::string known;
+  for (size_t d = 0; d < plan.devices.size() && plan.tier_slots == 0; ++d) {
+    const PlanDevice& p = plan.devices[d];
+    if (p.host_memory) continue;
+    known += (known.empty() ? "" : ", ") + p.name;
+    const bool used = std::any_of(plan.placements.begin(), plan.placements.end(), [d](const Placement& q) { return q.device == d; });
+    if (wanted == "auto" ? !used || !p.refusal.empty() : wanted != p.name) continue;
+    uint64_t limit = p.memory_bytes;
+    if (options.vram_budget != 0) limit = limit == 0 ? options.vram_budget : std::min(limit, options.vram_budget);
+    for (const Arena& a : plan.arenas)
+      if (a.device == p.name) limit -= std::min(limit, a.bytes);
+    limit -= limit / 16;  // drivers need some themselves
+    plan.tier_device = d;
+    plan.tier_slots = std::min(missing, static_cast<int64_t>(limit / slot));
+    if (plan.tier_slots > 0) plan.arenas.push_back({"more experts", p.name, static_cast<uint64_t>(plan.tier_slots) * slot});
+  }
+  if (wanted == "auto" || plan.tier_slots > 0 || missing == 0) return {};
+  return fail(Code::invalid_argument,
+              "--expert-tier " + wanted + ": " +
+                  (known.empty() ? "no device here has memory of its own"
+                                 : "no such device, or no room there for one expert; devices with memory of their own: " + known));
+}
+
 Result<> Engine::Impl::make_streamed() {
   for (const auto& path : model->file.parts()) {
     FTH_ASSIGN_OR_RETURN(ReadFile file, ReadFile::open(path));
@@ -81,6 +133,10 @@ Result<> Engine::Impl::make_streamed() {
   o.queue_depth = options.stream.queue_depth;
   o.direct = options.stream.direct;
   o.verify = options.stream.verify;
+  if (plan.tier_slots > 0) {
+    FTH_ASSIGN_OR_RETURN(Buffer buffer, device(plan.tier_device).alloc(static_cast<uint64_t>(plan.tier_slots) * slot));
+    o.tier = std::make_shared<DeviceTier>(device(plan.tier_device).name(), std::move(buffer), slot);
+  }
   FTH_ASSIGN_OR_RETURN(store, ExpertStore::open(std::move(source), o));
   const std::span<std::byte> memory = store->memory();
   FTH_ASSIGN_OR_RETURN(slots, device(0).import_host(memory.data(), memory.size()));

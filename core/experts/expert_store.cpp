@@ -2,6 +2,7 @@
 #include "core/experts/expert_store.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "core/base/bytes.h"
@@ -70,11 +71,16 @@ Result<std::unique_ptr<ExpertStore>> ExpertStore::open(ExpertSource source, cons
   FTH_ASSIGN_OR_RETURN(auto reader, make_reader(impl->files, impl->memory.bytes(), depth));
   impl->loader = std::make_unique<Loader>(impl->files, std::move(reader), static_cast<uint32_t>(n_slots), depth, request);
   impl->slots.resize(n_slots);
+  if (options.tier && options.tier->n_slots() > 0) {
+    impl->tier = options.tier;
+    impl->tier_index.emplace(impl->tier->n_slots(), impl->slot_of.size());
+  }
   impl->n_unpinned = n_slots;
   const std::string buffered = impl->files.buffered();
   impl->description = impl->loader->reader_name() + (buffered.empty() ? ", O_DIRECT" : ", buffered (" + buffered + ")") + ", queue " +
                       std::to_string(depth) + ", " + std::to_string(n_slots) + " slots of " + format_bytes(shape.slot_bytes) + ", policy " +
                       std::string(kPolicyNames[static_cast<size_t>(policy)]);
+  if (impl->tier) impl->description += ", " + std::to_string(impl->tier->n_slots()) + " more in " + impl->tier->name();
   return std::unique_ptr<ExpertStore>(new ExpertStore(std::move(impl)));
 }
 
@@ -83,6 +89,7 @@ ExpertStore::~ExpertStore() = default;
 std::span<std::byte> ExpertStore::memory() const { return impl_->memory.bytes(); }
 int64_t ExpertStore::n_slots() const { return static_cast<int64_t>(impl_->slots.size()); }
 std::string ExpertStore::description() const { return impl_->description; }
+std::string ExpertStore::tier_error() const { return impl_->tier_error; }
 
 ExpertStats ExpertStore::stats() const {
   ExpertStats s = impl_->counts;
@@ -143,13 +150,46 @@ void ExpertStore::Impl::read(uint32_t slot, Urgency urgency) {
   loader->load(slot, std::span(at.extents).first(at.n_extents), {at.gate, gate_end}, base(slot), urgency);
 }
 
+void ExpertStore::Impl::keep_in_tier(uint32_t slot) {
+  const size_t k = key(slots[slot]);
+  if (!tier || tier_index->find(k) != TierIndex::kNone) return;
+  // What is in RAM, too, goes first.
+  const auto worth_of = [this](size_t other) {
+    return slot_of[other] != kNone ? -std::numeric_limits<double>::infinity() : usage.worth(other);
+  };
+  const uint32_t to = tier_index->place_for(usage.worth(k), worth_of);
+  if (to == TierIndex::kNone) return;
+  if (auto done = tier->write(to, bytes_of(slot)); !done) {
+    tier_error = tier->name() + ": " + done.error().message;
+    tier = nullptr;
+    return;
+  }
+  tier_index->put(to, k);
+}
+
+bool ExpertStore::Impl::fetch_from_tier(uint32_t slot, size_t key_of) {
+  if (!tier || tier_index->find(key_of) == TierIndex::kNone) return false;
+  if (auto done = tier->read(tier_index->find(key_of), bytes_of(slot)); !done) {
+    tier_error = tier->name() + ": " + done.error().message;
+    tier = nullptr;
+    return false;
+  }
+  return intact(slot);
+}
+
 void ExpertStore::Impl::begin_load(uint32_t slot, int64_t layer, int32_t expert, Urgency urgency) {
   Slot& s = slots[slot];
+  if (s.state == State::resident) keep_in_tier(slot);
   if (s.state != State::empty) empty(slot);
   s.layer = static_cast<int32_t>(layer);
   s.expert = expert;
   s.state = State::loading;
   slot_of[key(s)] = slot;
+  if (urgency != Urgency::guess && fetch_from_tier(slot, key(s))) {
+    s.state = State::resident;
+    ++counts.tier;
+    return;
+  }
   read(slot, urgency);
 }
 
@@ -288,6 +328,7 @@ Result<ExpertStore::Lease> ExpertStore::request(int64_t layer, std::span<const i
     m.begin_load(slot, layer, experts[i], Urgency::exact);
     m.pin(slot);
     record.entries[i].slot = slot;
+    if (m.slots[slot].state == Impl::State::resident) --m.counts.misses, ++m.counts.hits;
   }
   m.loader->pump();
   return lease;
@@ -375,6 +416,7 @@ void ExpertStore::guess(int64_t layer, std::span<const int32_t> experts, bool ce
   const size_t limit = m.slots.size() >= 2 * static_cast<size_t>(m.source.top_k) + 1 ? std::max<size_t>(m.slots.size() / 4, 1) : 0;
   for (const int32_t e : experts) {
     if (e < 0 || e >= m.source.layers[static_cast<size_t>(layer)].n_expert || m.slot_of[m.key(layer, e)] != Impl::kNone) continue;
+    if (m.tier && m.tier_index->find(m.key(layer, e)) != TierIndex::kNone) continue;  // copied fast enough when it is asked for
     if (m.guessed.size() >= limit || m.loader->guess_bytes() + m.slot_bytes > limit * m.slot_bytes) break;
     const uint32_t slot = m.victim(certain ? Impl::For::certain_guess : Impl::For::guess);
     if (slot == Impl::kNone) break;

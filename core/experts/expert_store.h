@@ -20,6 +20,7 @@ namespace fth {
 
 class BlockReader;
 class FileSet;
+class Tier;
 
 // Where the experts lie in files. A packed model has the three parts of an expert in one slab; an unpacked GGUF has three stacks of matrices. Parts of an
 // expert that touch, or lie within a block of each other, are read as one. Not trusted: open() checks every number against the files' sizes.
@@ -49,6 +50,7 @@ struct ExpertStoreOptions {
   bool direct = true;           // O_DIRECT where the file system has it; false: through the page cache
   bool huge_pages = true;       // ask for huge pages for the slots
   bool verify = false;          // check each expert's xxh3 as it lands, where the source has one
+  std::shared_ptr<Tier> tier;   // tier.h; null: none
 };
 
 // Where the three matrices of one expert lie, as offsets into memory(). An address equals its file offset modulo 4096: what is aligned in the file is in memory.
@@ -64,6 +66,7 @@ struct ExpertStats {
   uint64_t late = 0;           // being read, for a guess or an earlier lease, when asked for
   uint64_t misses = 0;         // read because they were asked for
   uint64_t early = 0;          // of those and the late ones, whose gate was handed out before the rest
+  uint64_t tier = 0;           // of the hits, those that were copied from the tier
   uint64_t guesses = 0;        // experts whose read began as a guess
   uint64_t wrong_guesses = 0;  // of those, not named by the layer's next request, or cancelled before they were read
   uint64_t bytes_read = 0;     // that arrived, blocks around the extents and retries included
@@ -95,6 +98,7 @@ class ExpertStore {
       const;  // every slot; for Device::import_host. The store's own: read what places name, while their lease lives
   int64_t n_slots() const;
   bool is_resident(int64_t layer, int32_t expert) const;  // now; the next call of anything may change it
+  std::string tier_error() const;                         // why the tier is no longer used; empty while it is, or when there is none
   std::string description() const;                        // "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse"
 
   // A claim on experts of one layer. Movable; an empty one has nothing. Must not outlive its store.

@@ -15,6 +15,7 @@
 #include "core/experts/layout.h"
 #include "core/experts/loader.h"
 #include "core/experts/slot_memory.h"
+#include "core/experts/tier.h"
 #include "core/experts/usage.h"
 
 namespace fth {
@@ -58,6 +59,9 @@ struct ExpertStore::Impl {
   enum class For : uint8_t { request, guess, certain_guess };
   uint32_t victim(For what) const;
   void read(uint32_t slot, Urgency urgency);
+  void keep_in_tier(uint32_t slot);                    // before a resident expert leaves its slot
+  bool fetch_from_tier(uint32_t slot, size_t key_of);  // into a slot that is empty but for its name
+  std::span<std::byte> bytes_of(uint32_t slot) const { return {base(slot), static_cast<size_t>(slot_bytes)}; }
   void begin_load(uint32_t slot, int64_t layer, int32_t expert, Urgency urgency);
   void settle_guesses(int64_t layer, std::span<const int32_t> experts);
   bool drop_guess();        // one that was not started
@@ -84,7 +88,9 @@ struct ExpertStore::Impl {
   std::vector<Loader::Landed> landed;
   FileSet files;
   SlotMemory memory;
-  std::string description;
+  std::string description, tier_error;
+  std::shared_ptr<Tier> tier;
+  std::optional<TierIndex> tier_index;
   std::unique_ptr<Loader> loader;  // last: its end waits for reads into memory
 };
 

@@ -86,8 +86,10 @@ struct Plan {
   std::vector<Arena> arenas;
   std::vector<Refusal> refusals;
   std::vector<std::string> notes;  // things to know, with the next step
-  int64_t expert_slots = 0;        // experts in RAM when they are streamed; 0: all are resident
-  uint64_t ram_bytes = 0;          // sum of the "ram" arenas: predicted peak RSS
+  int64_t tier_slots = 0;          // more experts in spare memory of tier_device
+  size_t tier_device = 0;
+  int64_t expert_slots = 0;  // experts in RAM when they are streamed; 0: all are resident
+  uint64_t ram_bytes = 0;    // sum of the "ram" arenas: predicted peak RSS
   uint64_t ram_limit = 0;
   uint64_t bytes_per_token = 0;
   double seconds_per_token = 0;  // predicted decode

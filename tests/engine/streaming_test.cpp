@@ -118,6 +118,28 @@ TEST(Streaming, AnySlotsAndReaderGiveTheBitsOfAResidentRun) {
   EXPECT_GT(early, 0u) << "no gate was computed before its up and down had come";
 }
 
+// A device whose memory is its own (the cpu backend behind copies) takes what leaves the slots.
+TEST(Streaming, SpareDeviceMemoryHoldsMoreExpertsAndTheBitsStay) {
+  const char* build = std::getenv("FTH_BUILD_DIR");
+  ASSERT_NE(build, nullptr);
+  EngineOptions o = streamed(12);
+  o.cpu_only = false;
+  o.registry.plugin_paths = {std::filesystem::path(build) / "tests/plugins/libfth_copying.so"};
+  o.device = "cpu";
+  o.stream.tier = "copying:0";
+  o.vram_budget = uint64_t{64} << 20;
+  auto engine = Engine::open(o);
+  ASSERT_TRUE(engine) << engine.error().message;
+  EXPECT_THAT((*engine)->streaming(), HasSubstr("more in copying:0"));
+  IoStats io;
+  EXPECT_EQ(logits_of(o, &io), resident());
+  EXPECT_GT(io.tier, 0u);
+  o.stream.tier = "copying:7";
+  engine = Engine::open(o);
+  ASSERT_FALSE(engine);
+  EXPECT_THAT(engine.error().message, HasSubstr("copying:0"));
+}
+
 TEST(Streaming, PackedResidentGivesTheSameBits) {
   EngineOptions o = options();
   o.model = packed();

@@ -61,7 +61,9 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("expert-queue", value(&flags.queue_depth, "N"), "reads in flight at most (default: the reader's own)")              //
       ("expert-buffered", po::bool_switch(&flags.buffered), "read through the page cache instead of past it")              //
       ("expert-guess", value(&flags.guess, "WHEN"),
-       "read ahead what the next layer's router says early: auto, on or off (default: auto)")                              //
+       "read ahead what the next layer's router says early: auto, on or off (default: auto)")  //
+      ("expert-tier", value(&flags.tier, "DEVICE"),
+       "keep more experts in spare memory of a device, or off (default: auto, a device in use with memory of its own)")    //
       ("verify-experts", po::bool_switch(&flags.verify_experts), "check each streamed expert's checksum (packed models)")  //
       ("warm-set", value(&flags.warm_set, "FILE"), "start with the experts that were used most, and remember them here");
   add_devices(flags, options);

@@ -38,6 +38,7 @@ struct EngineFlags : DeviceFlags {
   int64_t slots = 0, queue_depth = 0;
   std::string guess = "auto";
   bool verify_experts = false, buffered = false;
+  std::string tier = "auto";
 };
 
 struct SamplingFlags {

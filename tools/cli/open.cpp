@@ -134,6 +134,7 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
     return fail(Code::invalid_argument, "--expert-guess " + flags.guess + ": must be auto, on or off");
   out.stream.guess = flags.guess == "on" ? Guess::on : flags.guess == "off" ? Guess::off : Guess::automatic;
   out.stream.verify = flags.verify_experts;
+  out.stream.tier = flags.tier;
   out.stream.warm_set = flags.warm_set;
   out.n_ctx = flags.ctx;
   out.ubatch = flags.ubatch;

@@ -60,6 +60,8 @@ std::string streaming_lines(const Opened& opened, const Stats& stats) {
   const auto tokens = static_cast<double>(stats.decode_tokens);
   const auto share = [&](uint64_t n) { return io.requested > 0 ? 100 * static_cast<double>(n) / static_cast<double>(io.requested) : 0.0; };
   std::string out = "experts: " + how + '\n';
+  if (io.tier > 0)
+    out += text("of the hits %.1f %% from device memory\n", 100 * static_cast<double>(io.tier) / static_cast<double>(io.hits));
   out += text("per token: hit %.1f %%, late %.1f %%, gate first %.1f %%, wrong guesses %.1f, ", share(io.hits), share(io.late),
               share(io.early), static_cast<double>(io.wrong_guesses) / tokens);
   out += format_bytes(static_cast<uint64_t>(static_cast<double>(io.bytes_read) / tokens)) + " read in " +
@@ -105,6 +107,7 @@ boost::json::object stats_json(const Opened& opened, const Stats& stats) {
                                  {"late", io.late},
                                  {"misses", io.misses},
                                  {"early", io.early},
+                                 {"tier", io.tier},
                                  {"guesses", io.guesses},
                                  {"wrong_guesses", io.wrong_guesses},
                                  {"bytes_read", io.bytes_read},
