@@ -12,6 +12,7 @@
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/report.h"
+#include "tools/cli/warm.h"
 
 namespace fth::cli {
 namespace {
@@ -25,6 +26,7 @@ constexpr std::string_view kHelp =
 
 struct BenchFlags : CommonFlags {
   EngineFlags engine;
+  WarmFlags warm{.set = "off", .task = {}, .pin = 0};
   std::string pp = "512", tg = "128", tokens;
   int64_t repetitions = 5, warmup = 1;
   bool markdown = false, csv = false;
@@ -41,6 +43,7 @@ void describe(BenchFlags& f, po::options_description& options) {
       ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                                                 //
       ;
   add_engine(f.engine, options);
+  add_warm(f.warm, options);
   add_common(f, options, "print one JSON object");
 }
 
@@ -234,6 +237,7 @@ Result<int> run(BenchFlags& f) {
   FTH_RETURN_IF_ERROR(take_positional_model(f, f.engine));
   if (f.repetitions < 1 || f.warmup < 0) return fail(Code::invalid_argument, "-r must be 1 or more and --warmup 0 or more");
   if (int{f.json} + int{f.markdown} + int{f.csv} > 1) return fail(Code::invalid_argument, "use one of --json, --md and --csv");
+  FTH_RETURN_IF_ERROR(check_warm(f.warm));
   FTH_RETURN_IF_ERROR(parse_counts("--pp", f.pp));
   FTH_RETURN_IF_ERROR(parse_counts("--tg", f.tg));
   std::vector<int32_t> ids;
@@ -244,6 +248,7 @@ Result<int> run(BenchFlags& f) {
   FTH_ASSIGN_OR_RETURN(std::vector<Row> rows, f.tokens.empty() ? random_rows(f, *opened.engine) : file_rows(f, *opened.engine, ids));
   if (rows.empty()) return fail(Code::invalid_argument, "nothing to measure: give --pp or --tg a number");
   watch_interrupts(SecondPress::ends_the_program);
+  FTH_ASSIGN_OR_RETURN(const WarmSet warm, WarmSet::restore(f.warm, f, *opened.engine));
   FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
   {
     Progress bar("measuring", Progress::Unit::tokens, !f.quiet);

@@ -11,7 +11,6 @@
 #include <boost/json.hpp>
 #include <cerrno>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <optional>
@@ -33,11 +32,8 @@ namespace json = boost::json;
 using Clock = std::chrono::steady_clock;
 
 std::filesystem::path cache_file() {
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  if (cache != nullptr && *cache == '/') return std::filesystem::path(cache) / "forethought/machine.json";
-  const char* home = std::getenv("HOME");
-  if (home != nullptr && *home == '/') return std::filesystem::path(home) / ".cache/forethought/machine.json";
-  return {};
+  const auto folder = cache_folder();
+  return folder.empty() ? folder : folder / "machine.json";
 }
 
 bool plausible(double bytes_per_second) { return bytes_per_second > 1e8 && bytes_per_second < 1e14; }
