@@ -6,7 +6,7 @@
     bench/streaming/ablation.py --dir FOLDER --quick          a model of 229 MB, one round: a smoke test
 
 The models are synthetic (tools/synthetic: random weights in the published shapes, 65 % ReLU zeros, expert popularity as in the SmallThinker report), made and packed
-in --dir when they are not there (4B: 5 GB, 21B: 24 GB while packing, 12 GB after). Each run reads a prompt of 256 tokens and generates --tokens more; all runs of a
+in --dir when they are not there (4B: 5 GB; 21B: 24 GB while packing, 12 GB after: its plain file is then removed). Each run reads a prompt of 256 tokens and generates --tokens more; all runs of a
 model must give the same ids, and none may pass its budget, seen from outside the process: either is an error. Rounds go through all rows in turn, so that a slower
 quarter of an hour meets every row; the medians are printed and written.
 
@@ -62,12 +62,15 @@ def make_model(fth, folder, preset, name):
     if packed.exists():
         return packed
     plain = folder / name.replace(".packed", "")
-    if not plain.exists():
+    made = not plain.exists()
+    if made:
         say(f"making {plain} (synthetic, {preset})")
         part = plain.with_suffix(".part")
         subprocess.run([python(), SYNTHETIC / "make_gguf.py", "--preset", preset, *SHAPED, "--out", part], check=True)
         part.rename(plain)
-    subprocess.run([fth, "pack", plain, packed], check=True)
+    subprocess.run([fth, "pack", plain, packed], check=True, stdout=sys.stderr)
+    if made and plain.stat().st_size > 8 << 30:  # rivals.py wants the small one
+        plain.unlink()
     return packed
 
 
