@@ -56,6 +56,16 @@ def cpu_slug():
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(r\)|\(tm\)|processor|cpu", " ", cpu().lower())).strip("-")
 
 
+def without_folders(words):
+    """A command as it goes into a CSV file: files by name, so that no row has paths of one machine."""
+    return " ".join(re.sub(r"[^ =]*/", "", str(word)) for word in words)
+
+
+def invocation():
+    """The command line of the script that runs."""
+    return " ".join([str(pathlib.Path(sys.argv[0]).resolve().relative_to(ROOT)), without_folders(sys.argv[1:])]).strip()
+
+
 def warn_when_busy():
     """Two programs that are compared on a machine that does other work are compared by how they bear it."""
     load = os.getloadavg()[0]

@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from figures import RESULTS, ROOT, cpu_slug, median, percentile, program, say, table, today, vocabulary, warn_when_busy, where, write_csv  # noqa: E402
+from figures import RESULTS, ROOT, cpu_slug, invocation, median, percentile, program, say, table, today, vocabulary, warn_when_busy, where, write_csv  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 PEER_PYTHON = ROOT / "build/peers/venv/bin/python"
@@ -135,7 +135,7 @@ def compare(args, fth, file, scratch):
                     f"{name}_p90_s": round(percentile(values, 0.9), 5)}
         row |= {"ratio_of_medians": round(median(other) / median(mine), 3), "ratio_of_minima": round(min(other) / min(mine), 3),
                 "ours_gb_s": round(median(bandwidth), 2) if kind == "tg" else "", "isa": report["isa"], "peer": f"llama-cpp-python {info['version']}",
-                "peer_flash": best[0], "peer_ubatch": best[1], "tokens": args.tokens.name if args.tokens else "random"}
+                "peer_flash": best[0], "peer_ubatch": best[1], "tokens": args.tokens.name if args.tokens else "random", "command": invocation()}
         rows.append(row)
     return rows, info
 

@@ -22,7 +22,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from figures import MIB, RESULTS, ROOT, make_cold, median, program, say, table, warn_when_busy, where, write_csv  # noqa: E402
+from figures import MIB, RESULTS, ROOT, make_cold, median, program, say, table, warn_when_busy, where, without_folders, write_csv  # noqa: E402
 from watched import Watched  # noqa: E402
 
 SYNTHETIC = ROOT / "tools/synthetic"
@@ -155,7 +155,8 @@ def one_case(args, fth, name, case, wanted):
                     **{k: round(median([f[k] for f in figures]), 3) for k in figures[0] if k not in ("budget_held", "peak_rss_mib", "smaps_mib", "cgroup_mib")},
                     "tok_s_min": round(min(f["tok_s"] for f in figures), 3), "tok_s_max": round(max(f["tok_s"] for f in figures), 3),
                     **{k: round(max(f[k] for f in figures), 1) for k in ("peak_rss_mib", "smaps_mib", "cgroup_mib")},
-                    "budget_held": all(f["budget_held"] for f in figures), "experts": how[row]})
+                    "budget_held": all(f["budget_held"] for f in figures), "experts": how[row],
+                    "command": without_folders(command("forethought", model, tokens, budget, args.tokens, {**BASE, **ROWS[row]}, warm_file, more))})
     columns = ["row", "tok/s", "min", "max", "hit %", "late %", "MiB/tok", "compute ms", "stall ms", "io ms", "merit", "prompt tok/s", "majflt", "peak MiB", "held"]
     keys = ["row", "tok_s", "tok_s_min", "tok_s_max", "hit_percent", "late_percent", "mib_per_token", "compute_ms", "stall_ms", "io_ms", "merit", "prompt_tok_s",
             "major_faults", "peak_rss_mib", "budget_held"]

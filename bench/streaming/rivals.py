@@ -19,7 +19,7 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import ablation  # noqa: E402
-from figures import MIB, RESULTS, ROOT, Cgroup, cpu_slug, make_cold, median, program, say, table, today, vocabulary, warn_when_busy, where, write_csv  # noqa: E402
+from figures import MIB, RESULTS, ROOT, Cgroup, cpu_slug, invocation, make_cold, median, program, say, table, today, vocabulary, warn_when_busy, where, write_csv  # noqa: E402
 from watched import Watched  # noqa: E402
 
 PEERS = ROOT / "bench/peers"
@@ -99,7 +99,7 @@ def main():
                          "ours_tg": args.ours_tg, "peer_tg": args.tg, "ours_tg_tok_s": round(speeds["tg"], 3), "ours_pp_tok_s": round(speeds["pp"], 3),
                          "peer_tg_tok_s": round(args.tg / sum(theirs["tg_s"]), 4), "peer_pp_tok_s": round(args.pp / theirs["pp_s"], 4),
                          "ours_peak_rss_mib": round(watched.peak_rss / MIB, 1), "ours_cgroup_mib": round((watched.cgroup or 0) / MIB, 1),
-                         "peer_cgroup_mib": round((other.cgroup or 0) / MIB, 1), "peer": f"llama-cpp-python {theirs['version']}"})
+                         "peer_cgroup_mib": round((other.cgroup or 0) / MIB, 1), "peer": f"llama-cpp-python {theirs['version']}", "command": invocation()})
             say(f"{repetition + 1} of {args.reps}: decode {rows[-1]['ours_tg_tok_s']} against {rows[-1]['peer_tg_tok_s']} tok/s, "
                 f"prompt {rows[-1]['ours_pp_tok_s']} against {rows[-1]['peer_pp_tok_s']}")
     print(f"\n{args.file.name} in {args.cap / (1 << 30):.2f} GiB, {args.threads} threads, medians of {args.reps}, {rows[0]['peer']} over mmap")
