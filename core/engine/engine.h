@@ -52,8 +52,8 @@ struct StreamOptions {  // docs/memory.md
   Guess guess = Guess::automatic;  // read ahead for the next layer what its router says of this layer's input
   bool early_gates = true;         // compute the gate of an expert while its up and down are still being read
   std::string tier = "auto";       // device whose spare memory holds more experts; "off"; auto: the first in use that has memory of its own
+  bool prefetch = true;            // ask for a layer's experts before its attention; false: after it, as a router behind attention would have to
   bool verify = false;             // check each expert's checksum as it lands (packed models)
-  std::filesystem::path warm_set;  // read at the start when it exists, written by save_warm_set(); empty: none
 };
 
 struct EngineOptions {
@@ -92,8 +92,17 @@ class Engine {
 
   // How experts are read, "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse"; empty when they are resident.
   std::string streaming() const;
-  // Writes which experts were used how often to options().stream.warm_set. Nothing when experts are resident or there is no such path.
-  Result<> save_warm_set() const;
+
+  // The warm set, which experts were used how often: a file that one process leaves and the next begins with (docs/memory.md). Results never depend on it.
+  uint64_t fingerprint() const;  // of the model file; names its warm sets
+  // Fills free slots with the most used experts; how many were read. not_found, data_loss (damaged), failed_precondition (another model, or resident
+  // experts): nothing has changed then. unavailable when reading an expert fails.
+  Result<int64_t> load_warm_set(const std::filesystem::path& path);
+  // A whole file or none; unavailable when it cannot be written. Writes nothing when no expert was ever used.
+  Result<> save_warm_set(const std::filesystem::path& path) const;
+  // Keeps the n most used experts in their slots as long as the engine lives; how many there were (fewer than n when fewer are known).
+  // resource_exhausted, and nothing is pinned, when fewer than top_k slots would be left; failed_precondition when experts are resident.
+  Result<int64_t> pin_most_used(int64_t n);
 
   // resource_exhausted when the KV cache cannot be allocated.
   Result<Session> new_session();

@@ -191,12 +191,19 @@ Result<std::span<const float>> Session::decode(int32_t id) {
   Impl& s = *impl_;
   const Config& c = s.engine->model->config;
   FTH_RETURN_IF_ERROR(check_ids(*this, c, {&id, 1}));
-  const Booked booked(s.engine->store.get(), s.stats.decode_io);
-  const auto begin = Clock::now();
-  FTH_ASSIGN_OR_RETURN(const uint64_t bytes, step(s, {&id, 1}, n_past(), Want::last_logits, {}));
+  TokenStats token;
+  uint64_t bytes = 0;
+  {
+    const Booked booked(s.engine->store.get(), token.io);
+    const auto begin = Clock::now();
+    FTH_ASSIGN_OR_RETURN(bytes, step(s, {&id, 1}, n_past(), Want::last_logits, {}));
+    token.seconds = seconds_since(begin);
+  }
   s.tokens.push_back(id);
-  const double seconds = seconds_since(begin);
+  const double seconds = token.seconds;
   s.engine->guess_trial.decoded(seconds);
+  s.stats.tokens.push_back(token);
+  s.stats.decode_io += token.io;
   s.stats.decode_seconds += seconds;
   s.stats.decode_tokens += 1;
   s.stats.decode_bytes += bytes;

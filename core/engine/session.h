@@ -41,6 +41,11 @@ struct KvStats {
   double stall_seconds = 0;
 };
 
+struct TokenStats {  // of one decoded token
+  double seconds = 0;
+  IoStats io;
+};
+
 struct Stats {
   int64_t prompt_tokens = 0, decode_tokens = 0, reused_tokens = 0;
   double prompt_seconds = 0, decode_seconds = 0;
@@ -49,6 +54,7 @@ struct Stats {
   IoStats prompt_io, decode_io;
   KvStats kv;
   std::vector<SegmentTime> segments;
+  std::vector<TokenStats> tokens;  // decoded, in order
 };
 
 // Values inside the pass, for `logits --dump` and tests. Called after each segment with rows x cols floats (or ids as floats) named as llama.cpp

@@ -28,13 +28,15 @@ class Step : public SegmentRunner {
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
       // Router first: the layer's experts are known before its attention starts (arXiv 2507.20984, section 3.2).
       if (config_.is_sparse()) FTH_RETURN_IF_ERROR(route(layer));
-      if (e_.store) FTH_RETURN_IF_ERROR(request_experts(layer));  // their reads run while attention computes
+      const bool early = e_.options.stream.prefetch;
+      if (e_.store && early) FTH_RETURN_IF_ERROR(request_experts(layer));  // their reads run while attention computes
       FTH_RETURN_IF_ERROR(ready_cache(layer));
       FTH_RETURN_IF_ERROR(submit(SegmentKind::attention, layer));
       FTH_RETURN_IF_ERROR(look("attn_norm", Port::norm, config_.n_embd, layer));
       if (config_.is_sparse()) {
         FTH_RETURN_IF_ERROR(look("ffn_inp", Port::y, config_.n_embd, layer));
         FTH_RETURN_IF_ERROR(look("ffn_norm", Port::h, config_.n_embd, layer));
+        if (e_.store && !early) FTH_RETURN_IF_ERROR(request_experts(layer));
         FTH_RETURN_IF_ERROR(e_.store ? run_streamed_experts(layer) : run_resident_experts(layer));
         FTH_RETURN_IF_ERROR(submit(SegmentKind::combine, layer));  // ranks in order: arrival never reaches a sum
         FTH_RETURN_IF_ERROR(look_at_experts_sum(layer));
@@ -96,7 +98,7 @@ class Step : public SegmentRunner {
 
   // More experts than slots (a batch under a small budget): in groups, one computing while the next is read, each read once.
   Result<> request_experts(int64_t layer) {
-    const auto n_slots = static_cast<size_t>(e_.store->n_slots());
+    const auto n_slots = static_cast<size_t>(e_.store->n_slots() - e_.store->n_pinned());
     s_.order = s_.routing.experts;
     std::stable_partition(s_.order.begin(), s_.order.end(), [&](int32_t e) { return e_.store->is_resident(layer, e); });
     group_ = s_.order.size() <= n_slots ? s_.order.size() : std::max<size_t>(n_slots / 2, 1);
@@ -154,7 +156,7 @@ class Step : public SegmentRunner {
     for (bool more = true; more;) {
       ExpertStore::Lease lease = std::move(next_lease_);
       more = requested_ < s_.order.size();
-      const bool two_fit = 2 * group_ <= static_cast<size_t>(e_.store->n_slots());
+      const bool two_fit = 2 * group_ <= static_cast<size_t>(e_.store->n_slots() - e_.store->n_pinned());
       if (more && two_fit) FTH_RETURN_IF_ERROR(request_group(layer));
       s_.gates_done.clear();
       for (;;) {

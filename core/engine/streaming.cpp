@@ -140,10 +140,6 @@ Result<> Engine::Impl::make_streamed() {
   FTH_ASSIGN_OR_RETURN(store, ExpertStore::open(std::move(source), o));
   const std::span<std::byte> memory = store->memory();
   FTH_ASSIGN_OR_RETURN(slots, device(0).import_host(memory.data(), memory.size()));
-  if (!options.stream.warm_set.empty() && std::filesystem::exists(options.stream.warm_set)) {
-    if (auto warmed = store->load_warm(options.stream.warm_set); !warmed)
-      plan.notes.push_back("warm set not used: " + warmed.error().message);
-  }
   return {};
 }
 
@@ -160,9 +156,34 @@ Result<> Engine::Impl::read_embedding_rows(std::span<const int32_t> ids) {
 
 std::string Engine::streaming() const { return impl_->store == nullptr ? std::string() : impl_->store->description(); }
 
-Result<> Engine::save_warm_set() const {
-  if (impl_->store == nullptr || impl_->options.stream.warm_set.empty()) return {};
-  return impl_->store->save_warm(impl_->options.stream.warm_set);
+uint64_t Engine::fingerprint() const { return fth::fingerprint(*impl_->model); }
+
+Result<int64_t> Engine::load_warm_set(const std::filesystem::path& path) {
+  if (impl_->store == nullptr) return fail(Code::failed_precondition, "experts are resident: a warm set is for streamed ones");
+  return impl_->store->load_warm(path);
+}
+
+Result<> Engine::save_warm_set(const std::filesystem::path& path) const {
+  if (impl_->store == nullptr || impl_->store->most_used(1).empty()) return {};
+  return impl_->store->save_warm(path);
+}
+
+Result<int64_t> Engine::pin_most_used(int64_t n) {
+  if (impl_->store == nullptr) return fail(Code::failed_precondition, "experts are resident: all of them stay");
+  const int64_t n_slots = impl_->store->n_slots(), top_k = impl_->model->config.top_k;
+  if (n > n_slots - top_k)
+    return fail(Code::resource_exhausted, std::to_string(n) + " of " + std::to_string(n_slots) + " expert slots would be pinned, and " +
+                                              std::to_string(top_k) + " (top_k) have to be left: pin at most " +
+                                              std::to_string(n_slots - top_k) + " or raise --ram");
+  auto most = impl_->store->most_used(n);
+  std::stable_sort(most.begin(), most.end(), [](const auto& a, const auto& b) { return a.layer < b.layer; });
+  for (size_t i = 0; i < most.size();) {
+    std::vector<int32_t> experts;
+    const int64_t layer = most[i].layer;
+    for (; i < most.size() && most[i].layer == layer; ++i) experts.push_back(most[i].expert);
+    FTH_RETURN_IF_ERROR(impl_->store->pin(layer, experts));
+  }
+  return static_cast<int64_t>(most.size());
 }
 
 }  // namespace fth

@@ -88,6 +88,7 @@ ExpertStore::ExpertStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ExpertStore::~ExpertStore() = default;
 std::span<std::byte> ExpertStore::memory() const { return impl_->memory.bytes(); }
 int64_t ExpertStore::n_slots() const { return static_cast<int64_t>(impl_->slots.size()); }
+int64_t ExpertStore::n_pinned() const { return static_cast<int64_t>(impl_->n_held); }
 std::string ExpertStore::description() const { return impl_->description; }
 std::string ExpertStore::tier_error() const { return impl_->tier_error; }
 
@@ -464,6 +465,19 @@ void ExpertStore::unpin(int64_t layer, std::span<const int32_t> experts) {
     m.unpin(slot);
     --m.n_held;
   }
+}
+
+std::vector<ExpertStore::Used> ExpertStore::most_used(int64_t n) const {
+  const Impl& m = *impl_;
+  std::vector<size_t> keys;
+  for (size_t k = 0; k < m.usage.keys(); ++k)
+    if (m.usage.seen(k)) keys.push_back(k);
+  std::stable_sort(keys.begin(), keys.end(), [&m](size_t a, size_t b) { return m.usage.weight(a) > m.usage.weight(b); });
+  keys.resize(std::min(keys.size(), static_cast<size_t>(std::max<int64_t>(n, 0))));
+  std::vector<Used> out;
+  for (const size_t k : keys)
+    out.push_back({static_cast<int64_t>(k) / m.max_expert, static_cast<int32_t>(static_cast<int64_t>(k) % m.max_expert)});
+  return out;
 }
 
 Result<> ExpertStore::save_warm(const std::filesystem::path& path) const {

@@ -97,6 +97,7 @@ class ExpertStore {
   std::span<std::byte> memory()
       const;  // every slot; for Device::import_host. The store's own: read what places name, while their lease lives
   int64_t n_slots() const;
+  int64_t n_pinned() const;                               // of those, kept by pin()
   bool is_resident(int64_t layer, int32_t expert) const;  // now; the next call of anything may change it
   std::string tier_error() const;                         // why the tier is no longer used; empty while it is, or when there is none
   std::string description() const;                        // "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse"
@@ -140,6 +141,13 @@ class ExpertStore {
   // Reads experts and keeps them until unpin(). resource_exhausted when fewer than top_k slots would be left for the others; errors as Lease::next().
   Result<> pin(int64_t layer, std::span<const int32_t> experts);
   void unpin(int64_t layer, std::span<const int32_t> experts);
+
+  struct Used {
+    int64_t layer = 0;
+    int32_t expert = 0;
+  };
+  // The experts of the largest chance of use, at most n, the likeliest first; those that were never used are not among them.
+  std::vector<Used> most_used(int64_t n) const;
 
   // The warm set: which experts were used how often, with the model's fingerprint and a checksum. load_warm() takes over the counts, fills free slots with
   // the most used experts (waiting for them) and returns how many it read; it changes nothing and says why when the file is absent (not_found),

@@ -1,6 +1,8 @@
 // Lines of text; the last one is the checksum of those before it.
 #include "core/experts/warm_set.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
@@ -62,16 +64,18 @@ Result<> write_warm_set(const std::filesystem::path& path, WarmSet set) {
     text += format("%zu %zu %.6g\n", u.key / static_cast<size_t>(set.n_expert), u.key % static_cast<size_t>(set.n_expert), u.weight);
   text += format("xxh3 %016" PRIx64 "\n", checksum(text));
   std::filesystem::path next = path;
-  next += ".part";
+  next += "." + std::to_string(::getpid()) + ".part";  // two programs that end at once leave one whole file
   const auto failed = [&](const char* what) {
     return fail(Code::unavailable, std::string(what) + " " + path.string() + ": " + std::strerror(errno));
   };
   std::FILE* f = std::fopen(next.c_str(), "we");
   if (f == nullptr) return failed("write");
   const bool written = std::fwrite(text.data(), 1, text.size(), f) == text.size();
-  if (std::fclose(f) != 0 || !written) return failed("write");
-  if (std::rename(next.c_str(), path.c_str()) != 0) return failed("rename to");
-  return {};
+  const bool closed = std::fclose(f) == 0;
+  if (closed && written && std::rename(next.c_str(), path.c_str()) == 0) return {};
+  auto error = failed("write");
+  std::remove(next.c_str());
+  return error;
 }
 
 Result<WarmSet> read_warm_set(const std::filesystem::path& path, uint64_t fingerprint, int64_t n_layer, int64_t n_expert) {

@@ -165,25 +165,84 @@ TEST(Streaming, APromptReadsEachExpertAtMostOnceALayerAndUbatch) {
 
 TEST(Streaming, WarmSetIsKeptAndReadAgain) {
   const auto path = std::filesystem::temp_directory_path() / ("streaming_test." + std::to_string(::getpid()) + ".warm");
-  EngineOptions o = streamed(40);
-  o.stream.warm_set = path;
+  const EngineOptions o = streamed(40);
   uint64_t cold = 0, warm = 0;
-  for (uint64_t* misses : {&cold, &warm}) {
+  std::vector<float> logits[2];
+  for (const bool first : {true, false}) {
     auto engine = Engine::open(o);
     ASSERT_TRUE(engine) << engine.error().message;
+    EXPECT_TRUE((*engine)->save_warm_set(path));
+    EXPECT_EQ(std::filesystem::exists(path), !first) << "nothing is written before an expert was used";
+    const auto loaded = (*engine)->load_warm_set(path);
+    EXPECT_EQ(loaded ? *loaded > 0 : false, !first);
     auto session = (*engine)->new_session();
-    ASSERT_TRUE(session->decode(50));
-    *misses = session->stats().decode_io.misses;
-    ASSERT_TRUE((*engine)->save_warm_set());
+    const auto out = session->decode(50);
+    ASSERT_TRUE(out);
+    logits[first ? 0 : 1].assign(out->begin(), out->end());
+    (first ? cold : warm) = session->stats().decode_io.misses;
+    ASSERT_TRUE((*engine)->save_warm_set(path));
   }
   EXPECT_LT(warm, cold);
-  EXPECT_EQ(logits_of(o), resident());
+  EXPECT_EQ(logits[0], logits[1]);
   std::filesystem::resize_file(path, 10);
   auto engine = Engine::open(o);
   ASSERT_TRUE(engine) << engine.error().message;
-  ASSERT_FALSE((*engine)->plan().notes.empty());
-  EXPECT_THAT((*engine)->plan().notes.back(), HasSubstr("warm set not used"));
+  EXPECT_EQ((*engine)->load_warm_set(path).error().code, Code::data_loss);
+  EXPECT_EQ((*engine)->save_warm_set(path / "below a file").has_value(), true) << "nothing was used, nothing is written";
   std::filesystem::remove(path);
+}
+
+TEST(Streaming, PinnedExpertsStayAndChangeNoBit) {
+  const auto path = std::filesystem::temp_directory_path() / ("streaming_test." + std::to_string(::getpid()) + ".pin.warm");
+  const Config c = [] {
+    auto plan = Engine::open(options());
+    return (*plan)->model().config;
+  }();
+  const int64_t slots = 3 * c.top_k, pinned = slots - c.top_k;
+  std::vector<int32_t> ids(128);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 13 + 20);
+  {
+    auto engine = Engine::open(streamed(slots));
+    ASSERT_TRUE(engine) << engine.error().message;
+    const auto none = (*engine)->pin_most_used(pinned);
+    ASSERT_TRUE(none);
+    EXPECT_EQ(*none, 0) << "nothing was used yet";
+    auto session = (*engine)->new_session();
+    ASSERT_TRUE(session->prefill(ids));
+    ASSERT_TRUE((*engine)->save_warm_set(path));
+  }
+  std::vector<float> with, without;
+  for (const bool pin : {false, true}) {
+    auto engine = Engine::open(streamed(slots));
+    ASSERT_TRUE(engine) << engine.error().message;
+    ASSERT_TRUE((*engine)->load_warm_set(path));
+    if (pin) {
+      const auto refused = (*engine)->pin_most_used(pinned + 1);
+      ASSERT_FALSE(refused);
+      EXPECT_EQ(refused.error().code, Code::resource_exhausted);
+      EXPECT_THAT(refused.error().message, HasSubstr("at most " + std::to_string(pinned)));
+      const auto kept = (*engine)->pin_most_used(pinned);
+      ASSERT_TRUE(kept) << kept.error().message;
+      EXPECT_EQ(*kept, pinned);
+    }
+    auto session = (*engine)->new_session();
+    ASSERT_TRUE(session->prefill(ids)) << "more experts a layer than slots are left";
+    const auto out = session->decode(50);
+    ASSERT_TRUE(out) << out.error().message;
+    (pin ? with : without).assign(out->begin(), out->end());
+  }
+  EXPECT_EQ(with, without);
+  auto whole = Engine::open(options());
+  ASSERT_TRUE(whole);
+  EXPECT_EQ((*whole)->pin_most_used(1).error().code, Code::failed_precondition);
+  EXPECT_EQ((*whole)->load_warm_set(path).error().code, Code::failed_precondition);
+  std::filesystem::remove(path);
+}
+
+TEST(Streaming, RequestsAfterAttentionGiveTheSameBits) {
+  EngineOptions o = streamed(20);
+  o.stream.prefetch = false;
+  EXPECT_EQ(logits_of(o), resident());
 }
 
 TEST(Streaming, ABudgetBetweenFloorAndResidentStreams) {

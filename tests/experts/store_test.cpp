@@ -435,7 +435,7 @@ TEST(Tier, HoldsWhatLeavesTheSlots) {
     EXPECT_GT(tier->writes, 0);
     const bool lost = fault == std::string("writes") || fault == std::string("reads");
     EXPECT_EQ(store->tier_error(), lost ? "fake:0: lost" : "") << fault;
-    EXPECT_LE(stats.misses, *fault == 0 ? 40u : 1000u) << "after some tokens nothing is read";
+    EXPECT_LE(stats.misses, *fault == 0 ? 80u : 1000u) << "of 240: slots and tier together hold nearly all";
   }
 }
 
@@ -582,6 +582,34 @@ TEST(WarmSet, BringsBackTheMostUsed) {
   auto lease = store->request(0, often);
   EXPECT_EQ(drain(files, *store, 0, &*lease).size(), 2u);
   EXPECT_EQ(store->stats().hits, 2u);
+}
+
+TEST(WarmSet, MostUsedComeFirstAndPinsAreCounted) {
+  const ExpertFiles files(Shape{});
+  const auto store = open_store(files, 10);
+  EXPECT_TRUE(store->most_used(5).empty());
+  const std::vector<int32_t> often{3, 5}, once{1};
+  for (int i = 0; i < 10; ++i) {
+    auto lease = store->request(0, often);
+    drain(files, *store, 0, &*lease);
+    auto other = store->request(2, i == 4 ? std::span<const int32_t>(once) : std::span<const int32_t>());
+    drain(files, *store, 2, &*other);
+  }
+  const auto most = store->most_used(100);
+  ASSERT_EQ(most.size(), 3u);
+  EXPECT_EQ(most[0].layer, 0);
+  EXPECT_EQ(most[0].expert + most[1].expert, 8);
+  EXPECT_EQ(most[2].layer, 2);
+  EXPECT_EQ(most[2].expert, 1);
+  EXPECT_EQ(store->most_used(2).size(), 2u);
+  EXPECT_TRUE(store->most_used(-1).empty());
+  EXPECT_EQ(store->n_pinned(), 0);
+  ASSERT_TRUE(store->pin(0, often));
+  ASSERT_TRUE(store->pin(0, often)) << "a second time changes nothing";
+  EXPECT_EQ(store->n_pinned(), 2);
+  store->unpin(0, once);
+  store->unpin(0, often);
+  EXPECT_EQ(store->n_pinned(), 0);
 }
 
 TEST(WarmSet, DamagedStaleOrAbsentIsRefusedAndHarmless) {

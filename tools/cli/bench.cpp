@@ -12,6 +12,8 @@
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/report.h"
+#include "tools/cli/roofline.h"
+#include "tools/cli/warm.h"
 
 namespace fth::cli {
 namespace {
@@ -25,9 +27,10 @@ constexpr std::string_view kHelp =
 
 struct BenchFlags : CommonFlags {
   EngineFlags engine;
+  WarmFlags warm{.set = "off", .task = {}, .pin = 0};
   std::string pp = "512", tg = "128", tokens;
   int64_t repetitions = 5, warmup = 1;
-  bool markdown = false, csv = false;
+  bool markdown = false, csv = false, roofline = false;
 };
 
 void describe(BenchFlags& f, po::options_description& options) {
@@ -37,10 +40,12 @@ void describe(BenchFlags& f, po::options_description& options) {
       ("repetitions,r", po::value(&f.repetitions)->value_name("N"), "of each row (default: 5)")                                        //
       ("warmup", po::value(&f.warmup)->value_name("N"), "repetitions before that, not counted (default: 1)")                           //
       ("tokens", po::value(&f.tokens)->value_name("FILE"), "token ids to use; --tg tokens after the first --pp, in the same context")  //
+      ("roofline", po::bool_switch(&f.roofline), "bytes, operations and shares of the machine's measured peaks by kind of segment")    //
       ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                                                   //
       ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                                                 //
       ;
   add_engine(f.engine, options);
+  add_warm(f.warm, options);
   add_common(f, options, "print one JSON object");
 }
 
@@ -50,8 +55,9 @@ struct Row {
   std::vector<int32_t> before, ids;  // read first and not measured; measured
   std::vector<double> tok_s;
   double seconds = 0;
-  uint64_t bytes = 0;  // weights and KV read, all repetitions
-  IoStats io;          // experts read, all repetitions
+  uint64_t bytes = 0;                 // weights and KV read, all repetitions
+  IoStats io;                         // experts read, all repetitions
+  std::vector<SegmentTime> segments;  // all repetitions
   double mean() const {
     double sum = 0;
     for (const double v : tok_s) sum += v;
@@ -113,8 +119,8 @@ Result<std::vector<Row>> file_rows(const BenchFlags& f, const Engine& engine, co
     return fail(Code::invalid_argument, text("%zd tokens of %s: the context is %lld tokens; raise --ctx or lower --pp and --tg",
                                              last - ids.begin(), f.tokens.c_str(), static_cast<long long>(engine.options().n_ctx)));
   std::vector<Row> rows;
-  if (n_prompt > 0) rows.push_back({"pp" + std::to_string(n_prompt), false, {}, {ids.begin(), middle}, {}, 0, 0, {}});
-  if (last > middle) rows.push_back({"tg" + std::to_string(last - middle), true, {ids.begin(), middle}, {middle, last}, {}, 0, 0, {}});
+  if (n_prompt > 0) rows.push_back({"pp" + std::to_string(n_prompt), false, {}, {ids.begin(), middle}, {}, 0, 0, {}, {}});
+  if (last > middle) rows.push_back({"tg" + std::to_string(last - middle), true, {ids.begin(), middle}, {middle, last}, {}, 0, 0, {}, {}});
   return rows;
 }
 
@@ -137,6 +143,7 @@ Result<> repeat_once(Session& session, Row& row, bool counted) {
   row.tok_s.push_back(per_second(static_cast<double>(row.ids.size()), seconds));
   row.seconds += seconds;
   row.io += row.decode ? stats.decode_io : stats.prompt_io;
+  add_segments(stats.segments, row.segments);
   if (row.decode) {
     row.bytes += stats.decode_bytes;
   } else {
@@ -152,6 +159,22 @@ std::string isa_of(Registry& registry) {
       if (k.used) return k.name;
   }
   return "unknown";
+}
+
+std::vector<RooflineRow> roofline_rows(const Model& model, const std::vector<Row>& rows) {
+  std::vector<RooflineRow> out;
+  for (const Row& row : rows) {
+    const Measured m{row.name,
+                     row.decode,
+                     static_cast<int64_t>(row.before.size()),
+                     static_cast<int64_t>(row.ids.size()),
+                     static_cast<int64_t>(row.tok_s.size()),
+                     row.seconds,
+                     row.io.stall_seconds,
+                     row.segments};
+    for (RooflineRow& r : roofline(model, m)) out.push_back(std::move(r));
+  }
+  return out;
 }
 
 boost::json::object bench_json(const BenchFlags& f, Opened& opened, const std::vector<Row>& rows, uint64_t rss) {
@@ -234,16 +257,20 @@ Result<int> run(BenchFlags& f) {
   FTH_RETURN_IF_ERROR(take_positional_model(f, f.engine));
   if (f.repetitions < 1 || f.warmup < 0) return fail(Code::invalid_argument, "-r must be 1 or more and --warmup 0 or more");
   if (int{f.json} + int{f.markdown} + int{f.csv} > 1) return fail(Code::invalid_argument, "use one of --json, --md and --csv");
+  FTH_RETURN_IF_ERROR(check_warm(f.warm));
   FTH_RETURN_IF_ERROR(parse_counts("--pp", f.pp));
   FTH_RETURN_IF_ERROR(parse_counts("--tg", f.tg));
   std::vector<int32_t> ids;
   if (!f.tokens.empty()) {
     FTH_ASSIGN_OR_RETURN(ids, read_tokens(f.tokens));
   }
+  // In a child, so before any thread exists.
+  const Int8Peak int8 = f.roofline ? int8_peak(static_cast<uint32_t>(std::clamp<int64_t>(f.engine.threads, 0, 1024))) : Int8Peak{};
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f, Depth::weights, Measure::anew));
   FTH_ASSIGN_OR_RETURN(std::vector<Row> rows, f.tokens.empty() ? random_rows(f, *opened.engine) : file_rows(f, *opened.engine, ids));
   if (rows.empty()) return fail(Code::invalid_argument, "nothing to measure: give --pp or --tg a number");
   watch_interrupts(SecondPress::ends_the_program);
+  FTH_ASSIGN_OR_RETURN(const WarmSet warm, WarmSet::restore(f.warm, f, *opened.engine));
   FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
   {
     Progress bar("measuring", Progress::Unit::tokens, !f.quiet);
@@ -257,11 +284,19 @@ Result<int> run(BenchFlags& f) {
     }
   }
   const uint64_t rss = peak_rss();
+  const Peaks peaks{opened.profile.bytes_per_second, int8.ops_per_second, int8.how};
   if (f.json) {
-    FTH_RETURN_IF_ERROR(put(json_text(bench_json(f, opened, rows, rss))));
+    auto out = bench_json(f, opened, rows, rss);
+    if (f.roofline) out["roofline"] = roofline_json(roofline_rows(opened.engine->model(), rows), peaks);
+    FTH_RETURN_IF_ERROR(put(json_text(out)));
     return 0;
   }
   FTH_RETURN_IF_ERROR(put(bench_table(f, opened, rows, rss)));
+  if (f.roofline) {
+    const Table table = roofline_table(roofline_rows(opened.engine->model(), rows), peaks);
+    FTH_RETURN_IF_ERROR(put("\n" + (f.csv ? table.csv() : f.markdown ? table.markdown() : table.plain())));
+    if (!f.quiet) say(roofline_legend(peaks));
+  }
   if (f.quiet) return 0;
   Registry& registry = opened.engine->registry();
   say(text("%s, %s, %u threads, %s; %lld repetitions", opened.profile.cpu.c_str(), isa_of(registry).c_str(), registry.pool().n_threads(),

@@ -13,6 +13,7 @@
 #include "tools/cli/line_editor.h"
 #include "tools/cli/output.h"
 #include "tools/cli/report.h"
+#include "tools/cli/warm.h"
 
 namespace fth::cli {
 namespace {
@@ -33,6 +34,7 @@ constexpr const char* kCommands =
 
 struct ChatFlags : CommonFlags {
   EngineFlags engine;
+  WarmFlags warm;
   SamplingFlags sampling;
   int64_t n_predict = -1;
   std::vector<std::string> stops;
@@ -46,6 +48,7 @@ void describe(ChatFlags& f, po::options_description& options) {
       ("stop", po::value(&f.stops)->value_name("TEXT"), "stop an answer before this text (may be repeated)");
   add_sampling(f.sampling, options);
   add_engine(f.engine, options);
+  add_warm(f.warm, options);
   add_common(f, options);
 }
 
@@ -158,11 +161,13 @@ Result<int> run(ChatFlags& f) {
   if (f.n_predict < -1)
     return fail(Code::invalid_argument, text("--n-predict %lld: must be 0 or more, or -1", static_cast<long long>(f.n_predict)));
   FTH_RETURN_IF_ERROR(take_positional_model(f, f.engine));
+  FTH_RETURN_IF_ERROR(check_warm(f.warm));
   FTH_ASSIGN_OR_RETURN(const SamplerOptions sampling, sampler_options(f.sampling, f));
   FTH_ASSIGN_OR_RETURN(Sampler sampler, Sampler::make(sampling));
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f));
   const Engine& engine = *opened.engine;
   if (!engine.template_note().empty() && !f.quiet) say("note: " + printable(engine.template_note()));
+  FTH_ASSIGN_OR_RETURN(const WarmSet warm, WarmSet::restore(f.warm, f, *opened.engine));
   FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
   watch_interrupts(SecondPress::is_the_same);
 

@@ -62,11 +62,28 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("expert-buffered", po::bool_switch(&flags.buffered), "read through the page cache instead of past it")              //
       ("expert-guess", value(&flags.guess, "WHEN"),
        "read ahead what the next layer's router says early: auto, on or off (default: auto)")  //
+      ("expert-prefetch", value(&flags.prefetch, "WHEN"),
+       "on: read a layer's experts while its attention computes; off: ask for them after it, to compare (default: on)")  //
+      ("expert-early-gates", value(&flags.early_gates, "WHEN"),
+       "on: compute the gate of an expert while the rest of it is being read; off, to compare (default: on)")  //
       ("expert-tier", value(&flags.tier, "DEVICE"),
        "keep more experts in spare memory of a device, or off (default: auto, a device in use with memory of its own)")    //
-      ("verify-experts", po::bool_switch(&flags.verify_experts), "check each streamed expert's checksum (packed models)")  //
-      ("warm-set", value(&flags.warm_set, "FILE"), "start with the experts that were used most, and remember them here");
+      ("verify-experts", po::bool_switch(&flags.verify_experts), "check each streamed expert's checksum (packed models)");
   add_devices(flags, options);
+}
+
+void add_warm(WarmFlags& flags, po::options_description& options) {
+  const bool kept = flags.set == "auto";
+  options.add_options()  //
+      ("warm-set", value(&flags.set, "WHICH"),
+       kept ? "begin with the streamed experts that earlier runs used most, and remember this one's: auto (kept by model in the cache "
+              "folder), off, or a file "
+              "(default: auto)"
+            : "begin with the streamed experts that earlier runs used most, and remember this one's: auto (kept by model in the cache "
+              "folder), off, or a file "
+              "(default: off, so that figures do not depend on what ran before)")                                  //
+      ("task", value(&flags.task, "TAG"), "a kind of work, such as mail or code, that has a warm set of its own")  //
+      ("pin-experts", value(&flags.pin, "N"), "the N most used experts of the warm set stay in memory while the program runs (default: 0)");
 }
 
 void add_sampling(SamplingFlags& flags, po::options_description& options) {

@@ -34,11 +34,17 @@ struct EngineFlags : DeviceFlags {
   std::string ram, vram, device;
   std::string kv_type = "f16", kv_place = "auto", kv_directory;
   // Experts streamed from storage: docs/memory.md.
-  std::string experts = "auto", reader = "auto", policy = "auto", warm_set;
+  std::string experts = "auto", reader = "auto", policy = "auto";
   int64_t slots = 0, queue_depth = 0;
-  std::string guess = "auto";
+  std::string prefetch = "on", guess = "auto";
   bool verify_experts = false, buffered = false;
-  std::string tier = "auto";
+  std::string tier = "auto", early_gates = "on";
+};
+
+// Which experts a run begins with: warm.h.
+struct WarmFlags {
+  std::string set = "auto", task;
+  int64_t pin = 0;
 };
 
 struct SamplingFlags {
@@ -55,6 +61,7 @@ namespace po = boost::program_options;
 void add_common(CommonFlags& flags, po::options_description& options, const char* json_help = nullptr);  // no --json without its help
 void add_devices(DeviceFlags& flags, po::options_description& options);
 void add_engine(EngineFlags& flags, po::options_description& options);  // add_devices and the rest
+void add_warm(WarmFlags& flags, po::options_description& options);
 void add_sampling(SamplingFlags& flags, po::options_description& options);
 void add_prompt(PromptFlags& flags, po::options_description& options);
 

@@ -27,5 +27,7 @@ Memory read_memory();
 // The first line of a small file in /proc or /sys; empty when there is none.
 std::string first_line(const std::filesystem::path& path);
 std::filesystem::path program_folder();
+// $XDG_CACHE_HOME/forethought, else ~/.cache/forethought; empty when neither is an absolute path. Need not exist.
+std::filesystem::path cache_folder();
 
 }  // namespace fth::cli

@@ -11,9 +11,9 @@
 #include <boost/json.hpp>
 #include <cerrno>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <optional>
 #include <sstream>
 #include <thread>
@@ -22,6 +22,7 @@
 #include "core/base/bytes.h"
 #include "core/device/registry.h"
 #include "tools/cli/bandwidth.h"
+#include "tools/cli/int8_peak.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 
@@ -33,14 +34,11 @@ namespace json = boost::json;
 using Clock = std::chrono::steady_clock;
 
 std::filesystem::path cache_file() {
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  if (cache != nullptr && *cache == '/') return std::filesystem::path(cache) / "forethought/machine.json";
-  const char* home = std::getenv("HOME");
-  if (home != nullptr && *home == '/') return std::filesystem::path(home) / ".cache/forethought/machine.json";
-  return {};
+  const auto folder = cache_folder();
+  return folder.empty() ? folder : folder / "machine.json";
 }
 
-bool plausible(double bytes_per_second) { return bytes_per_second > 1e8 && bytes_per_second < 1e14; }
+bool plausible(double per_second) { return per_second > 1e8 && per_second < 1e16; }  // bytes or operations
 
 json::array read_entries(const std::filesystem::path& path) {
   std::ifstream in(path);
@@ -117,7 +115,28 @@ double measure(uint64_t bytes, uint32_t n) {
   return sums == 0 ? 0 : best;  // the sums are used, so the loads are real
 }
 
-std::optional<double> measure_in_child(uint64_t bytes, uint32_t n, std::string& why_not) {
+// Multiply-adds per second of n threads, best of several passes. Runs in the child.
+double measure_int8(uint32_t n) {
+  const Int8Loop& loop = int8_loop();
+  constexpr int64_t kRounds = 1 << 20;
+  double best = 0;
+  std::vector<int32_t> results(n, 0);
+  const auto start = Clock::now();
+  for (int pass = 0; pass < 3 || Clock::now() - start < std::chrono::milliseconds(300); ++pass) {
+    const auto began = Clock::now();
+    std::vector<std::thread> threads;
+    for (uint32_t t = 1; t < n; ++t) threads.emplace_back([&loop, &result = results[t]] { result = loop.run(kRounds); });
+    results[0] = loop.run(kRounds);
+    for (auto& thread : threads) thread.join();
+    const double seconds = std::chrono::duration<double>(Clock::now() - began).count();
+    best = std::max(best, static_cast<double>(loop.ops_per_round * kRounds * n) / seconds);
+  }
+  // The results are used, so the products are made.
+  return std::all_of(results.begin(), results.end(), [](int32_t r) { return r == 0; }) ? 0 : best;
+}
+
+// A figure that `measure` returns in a forked child.
+std::optional<double> in_child(const std::function<double()>& measure, std::string& why_not) {
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) {
     why_not = std::string("pipe: ") + std::strerror(errno);
@@ -127,7 +146,7 @@ std::optional<double> measure_in_child(uint64_t bytes, uint32_t n, std::string& 
   if (child == 0) {
     double figure = 0;
     try {
-      figure = measure(bytes, n);
+      figure = measure();
     } catch (...) {  // no thread or no memory: the parent reads 0
     }
     const ssize_t written = ::write(ends[1], &figure, sizeof figure);
@@ -187,7 +206,7 @@ MachineProfile machine_profile(uint32_t n_threads, Measure measure_when) {
     return out;
   }
   std::string why_not;
-  const auto figure = measure_in_child(bytes, out.threads, why_not);
+  const auto figure = in_child([&] { return measure(bytes, out.threads); }, why_not);
   if (!figure) {
     out.note = "memory bandwidth not measured: " + why_not;
     return out;
@@ -196,6 +215,13 @@ MachineProfile machine_profile(uint32_t n_threads, Measure measure_when) {
   const bool stored = !path.empty() && store(path, entries, out, l3, busy);
   out.note = busy ? "measured now on a busy machine" : "measured now";
   out.note += stored ? ", kept in " + path.string() : "; it cannot be kept, set XDG_CACHE_HOME to a folder that can be written";
+  return out;
+}
+
+Int8Peak int8_peak(uint32_t n_threads) {
+  Int8Peak out;
+  const auto figure = in_child([n = n_threads > 0 ? n_threads : usable_cores()] { return measure_int8(n); }, out.how);
+  if (figure) out = {*figure, std::string(int8_loop().name)};
   return out;
 }
 

@@ -22,7 +22,7 @@ std::string overview() {
          "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit the memory budget, 4 the model file is bad,\n"
          "5 a device failed, 130 interrupted.\n\n"
          "Environment: FORETHOUGHT_MODEL (model used without -m), FORETHOUGHT_PLUGIN_PATH (plugin folders, separated by\n"
-         "colons), NO_COLOR, XDG_CACHE_HOME (measured memory bandwidth), XDG_STATE_HOME (chat history).\n";
+         "colons), NO_COLOR, XDG_CACHE_HOME (measured memory bandwidth, warm sets), XDG_STATE_HOME (chat history).\n";
 }
 
 Result<int> dispatch(std::vector<std::string> args) {

@@ -133,9 +133,14 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   if (flags.guess != "auto" && flags.guess != "on" && flags.guess != "off")
     return fail(Code::invalid_argument, "--expert-guess " + flags.guess + ": must be auto, on or off");
   out.stream.guess = flags.guess == "on" ? Guess::on : flags.guess == "off" ? Guess::off : Guess::automatic;
+  if (flags.prefetch != "on" && flags.prefetch != "off")
+    return fail(Code::invalid_argument, "--expert-prefetch " + flags.prefetch + ": must be on or off");
+  out.stream.prefetch = flags.prefetch == "on";
   out.stream.verify = flags.verify_experts;
   out.stream.tier = flags.tier;
-  out.stream.warm_set = flags.warm_set;
+  if (flags.early_gates != "on" && flags.early_gates != "off")
+    return fail(Code::invalid_argument, "--expert-early-gates " + flags.early_gates + ": must be on or off");
+  out.stream.early_gates = flags.early_gates == "on";
   out.n_ctx = flags.ctx;
   out.ubatch = flags.ubatch;
   out.kv.dtype = *kv;

@@ -114,6 +114,12 @@ boost::json::object stats_json(const Opened& opened, const Stats& stats) {
                                  {"stall_seconds", io.stall_seconds},
                                  {"io_seconds", io.io_seconds}};
     };
+    boost::json::array tokens;
+    for (const TokenStats& t : stats.tokens) {
+      tokens.push_back(io_json(t.io));
+      tokens.back().as_object()["seconds"] = t.seconds;
+    }
+    out["tokens"] = std::move(tokens);
     out["experts"] = opened.engine->streaming();
     out["prompt_io"] = io_json(stats.prompt_io);
     out["decode_io"] = io_json(stats.decode_io);

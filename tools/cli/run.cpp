@@ -8,6 +8,7 @@
 #include "tools/cli/output.h"
 #include "tools/cli/report.h"
 #include "tools/cli/routing_trace.h"
+#include "tools/cli/warm.h"
 
 namespace fth::cli {
 namespace {
@@ -21,6 +22,7 @@ constexpr std::string_view kHelp =
 
 struct RunFlags : CommonFlags {
   EngineFlags engine;
+  WarmFlags warm;
   SamplingFlags sampling;
   PromptFlags prompt;
   int64_t n_predict = -1;
@@ -42,6 +44,7 @@ void describe(RunFlags& f, po::options_description& options) {
       ("trace-routing", po::value(&f.trace_routing)->value_name("FILE"), "write which experts each token uses, for bench/expert_io");
   add_sampling(f.sampling, options);
   add_engine(f.engine, options);
+  add_warm(f.warm, options);
   add_common(f, options, "print one JSON object (text, ids, timings, stats) instead of the text");
 }
 
@@ -63,6 +66,7 @@ Result<> check(const RunFlags& f) {
     return fail(Code::invalid_argument, "--tokens takes the place of the prompt: leave out -p, -f and the words");
   if (!f.system.empty() && (f.no_template || !f.tokens.empty()))
     return fail(Code::invalid_argument, "--system needs the chat template: leave out --no-template and --tokens");
+  FTH_RETURN_IF_ERROR(check_warm(f.warm));
   if (f.json && f.print_ids) return fail(Code::invalid_argument, "--json has the ids already: leave out --print-ids");
   return {};
 }
@@ -94,6 +98,7 @@ Result<int> run(RunFlags& f) {
   FTH_ASSIGN_OR_RETURN(const auto ids, prompt_ids(f, engine, prompt));
   if (ids.empty()) return fail(Code::invalid_argument, "the prompt has no tokens");
   for (const int32_t id : ids) sampler.accept(id);
+  FTH_ASSIGN_OR_RETURN(const WarmSet warm, WarmSet::restore(f.warm, f, *opened.engine));  // written at its end, after Ctrl-C too
   watch_interrupts(SecondPress::ends_the_program);
   FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
   std::optional<RoutingTrace> trace;
@@ -128,7 +133,6 @@ Result<int> run(RunFlags& f) {
   if (out.stop == Stop::context && !f.quiet)
     say(text("stopped at the end of the context, %lld tokens; a larger --ctx goes on", static_cast<long long>(session.n_ctx())));
   print_figures(f, opened, stats);
-  FTH_RETURN_IF_ERROR(engine.save_warm_set());
   if (trace) FTH_RETURN_IF_ERROR(trace->write(f.trace_routing, engine));
   return out.stop == Stop::interrupted ? 130 : 0;
 }
