@@ -69,7 +69,7 @@ void Loader::note_guess(const Job& job, bool add) {
 }
 
 void Loader::queue(uint32_t piece, Urgency urgency, bool first) {
-  auto& q = queues_[static_cast<size_t>(urgency)];
+  auto& q = queue_for(urgency, pieces_[piece].front);
   if (first)
     q.push_front(piece);
   else
@@ -81,9 +81,10 @@ void Loader::queue(uint32_t piece, Urgency urgency, bool first) {
 void Loader::raise(uint32_t slot, Urgency urgency) {
   Job& job = jobs_[slot];
   if (urgency >= job.urgency || (job.waiting == 0 && job.flying == 0)) return;
-  if (job.waiting > 0) {
-    auto& from = queues_[static_cast<size_t>(job.urgency)];
-    auto& to = queues_[static_cast<size_t>(urgency)];
+  for (const bool front : {true, false}) {
+    auto& from = queue_for(job.urgency, front);
+    auto& to = queue_for(urgency, front);
+    if (job.waiting == 0) break;
     const auto middle = std::stable_partition(from.begin(), from.end(), [&](uint32_t p) { return pieces_[p].slot != slot; });
     to.insert(to.end(), middle, from.end());
     from.erase(middle, from.end());
@@ -95,13 +96,15 @@ void Loader::raise(uint32_t slot, Urgency urgency) {
 void Loader::drop_waiting(uint32_t slot) {
   Job& job = jobs_[slot];
   if (job.waiting == 0) return;
-  auto& q = queues_[static_cast<size_t>(job.urgency)];
-  const auto gone = std::remove_if(q.begin(), q.end(), [&](uint32_t p) {
-    if (pieces_[p].slot != slot) return false;
-    free_pieces_.push_back(p);
-    return true;
-  });
-  q.erase(gone, q.end());
+  for (const bool front : {true, false}) {
+    auto& q = queue_for(job.urgency, front);
+    const auto gone = std::remove_if(q.begin(), q.end(), [&](uint32_t p) {
+      if (pieces_[p].slot != slot) return false;
+      free_pieces_.push_back(p);
+      return true;
+    });
+    q.erase(gone, q.end());
+  }
   waiting_ -= job.waiting;
   job.waiting = 0;
 }
@@ -120,7 +123,7 @@ void Loader::pump() {
   const auto now = Clock::now();
   for (size_t u = 0; u < queues_.size(); ++u) {
     // A demand that arrives later finds at most half a queue of guesses before it.
-    const uint32_t room = u == static_cast<size_t>(Urgency::guess) ? std::max(depth_ / 2, 1u) : depth_;
+    const uint32_t room = u / 2 == static_cast<size_t>(Urgency::guess) ? std::max(depth_ / 2, 1u) : depth_;
     auto& q = queues_[u];
     while (!q.empty() && in_flight_ < room) {
       const uint32_t index = q.front();

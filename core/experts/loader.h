@@ -70,6 +70,7 @@ class Loader {
   void add_pieces(uint32_t slot, const Extent& extent, uint64_t begin, uint64_t end, std::byte* base, bool front);
   void finish(const BlockReader::Done& done, std::vector<Landed>* landed);
   std::optional<Error> judge(Piece* piece, int64_t count);
+  std::deque<uint32_t>& queue_for(Urgency urgency, bool front) { return queues_[2 * static_cast<size_t>(urgency) + (front ? 0 : 1)]; }
   void queue(uint32_t piece, Urgency urgency, bool first);
   void drop_waiting(uint32_t slot);
   void note_guess(const Job& job, bool add);
@@ -80,7 +81,7 @@ class Loader {
   std::vector<Piece> pieces_;
   std::vector<uint32_t> free_pieces_;
   std::vector<Job> jobs_;  // by slot
-  std::array<std::deque<uint32_t>, 3> queues_;
+  std::array<std::deque<uint32_t>, 6> queues_;  // by urgency; of each, fronts before the rest
   uint32_t in_flight_ = 0, waiting_ = 0;
   uint64_t guess_bytes_ = 0;
   Clock::time_point busy_since_;
