@@ -100,26 +100,26 @@ boost::json::object stats_json(const Opened& opened, const Stats& stats) {
       {"devices", boost::json::value_from(device_names(opened.engine->plan()))},
   };
   if (opened.profile.bytes_per_second > 0) out["bandwidth_share"] = rate / opened.profile.bytes_per_second;
+  const auto io_json = [](const IoStats& io) {
+    return boost::json::object{{"requested", io.requested},
+                               {"hits", io.hits},
+                               {"late", io.late},
+                               {"misses", io.misses},
+                               {"early", io.early},
+                               {"tier", io.tier},
+                               {"guesses", io.guesses},
+                               {"wrong_guesses", io.wrong_guesses},
+                               {"bytes_read", io.bytes_read},
+                               {"stall_seconds", io.stall_seconds},
+                               {"io_seconds", io.io_seconds}};
+  };
+  boost::json::array tokens;
+  for (const TokenStats& t : stats.tokens) {
+    tokens.push_back(io_json(t.io));
+    tokens.back().as_object()["seconds"] = t.seconds;
+  }
+  out["tokens"] = std::move(tokens);
   if (!opened.engine->streaming().empty()) {
-    const auto io_json = [](const IoStats& io) {
-      return boost::json::object{{"requested", io.requested},
-                                 {"hits", io.hits},
-                                 {"late", io.late},
-                                 {"misses", io.misses},
-                                 {"early", io.early},
-                                 {"tier", io.tier},
-                                 {"guesses", io.guesses},
-                                 {"wrong_guesses", io.wrong_guesses},
-                                 {"bytes_read", io.bytes_read},
-                                 {"stall_seconds", io.stall_seconds},
-                                 {"io_seconds", io.io_seconds}};
-    };
-    boost::json::array tokens;
-    for (const TokenStats& t : stats.tokens) {
-      tokens.push_back(io_json(t.io));
-      tokens.back().as_object()["seconds"] = t.seconds;
-    }
-    out["tokens"] = std::move(tokens);
     out["experts"] = opened.engine->streaming();
     out["prompt_io"] = io_json(stats.prompt_io);
     out["decode_io"] = io_json(stats.decode_io);
