@@ -113,8 +113,9 @@ Result<> Engine::Impl::detect() {
   return {};
 }
 
-Result<> Engine::Impl::decide() {
+Result<> Engine::Impl::decide_with(int64_t ubatch) {
   const Config& c = model->config;
+  options.ubatch = ubatch;
   if (options.n_ctx == 0) options.n_ctx = std::min(c.n_ctx, kDefaultCtx);
   if (options.n_ctx < 1 || options.n_ctx > c.n_ctx)
     return fail(Code::invalid_argument, "context of " + std::to_string(options.n_ctx) + " tokens: the model allows 1 to " +
@@ -133,7 +134,8 @@ Result<> Engine::Impl::decide() {
     p.name = entry.device.name();
     p.host_memory = entry.device.reads_host_memory();
     p.memory_bytes = entry.device.info().free_bytes;
-    if (!p.host_memory) p.copy_bytes_per_second = measure_copy(entry.device);
+    if (copy_speed.size() == d) copy_speed.push_back(p.host_memory ? 0 : measure_copy(entry.device));
+    p.copy_bytes_per_second = copy_speed[d];
     p.refusal = entry.refusal;
     devices.push_back(std::move(p));
   }
@@ -169,6 +171,8 @@ Result<> Engine::Impl::decide() {
           cost.supported = true;
           cost.seconds = estimate->seconds;
         }
+        if (bucket == shapes.max_bucket && kind != SegmentKind::head)
+          cost.step_seconds = estimate->seconds * static_cast<double>(options.ubatch) / static_cast<double>(bucket);
         cost.workspace_bytes = std::max(cost.workspace_bytes, estimate->workspace_bytes);
         cost.resident_bytes += estimate->resident_bytes;
       }
@@ -201,9 +205,9 @@ Result<> Engine::Impl::decide() {
   p.rules = options.rules;
   p.n_ctx = options.n_ctx;
   p.ubatch = options.ubatch;
-  const uint64_t program = resident_memory() + kProgramSlack;
+  if (program_bytes == 0) program_bytes = resident_memory() + kProgramSlack;
   const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand) {
-    std::vector<Arena> fixed = {{"program", "ram", program}, {"activations", "ram", activation_bytes(*this)}};
+    std::vector<Arena> fixed = {{"program", "ram", program_bytes}, {"activations", "ram", activation_bytes(*this)}};
     if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
     auto mine = segments;
     if (embedding_on_demand && !tied) {
@@ -218,6 +222,7 @@ Result<> Engine::Impl::decide() {
   const bool may_stream = c.is_sparse() && options.experts != ExpertPlacement::resident;
   const bool no_room = !whole && whole.error().code == Code::resource_exhausted;
   if (may_stream && (no_room || options.experts == ExpertPlacement::streamed)) {
+    tune_streaming();
     FTH_ASSIGN_OR_RETURN(const uint64_t slot, ExpertStore::slot_bytes(expert_source(*model)));
     const int64_t all = c.n_layer * c.n_expert;
     int64_t n = options.stream.slots != 0 ? options.stream.slots : c.top_k;
@@ -284,6 +289,7 @@ Engine::~Engine() = default;
 Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   auto impl = std::make_unique<Impl>();
   impl->options = options;
+  impl->ubatch_wanted = options.ubatch;
   FTH_ASSIGN_OR_RETURN(impl->model, load_model(options.model, options.overrides));
   FTH_ASSIGN_OR_RETURN(impl->tokenizer, Tokenizer::from_gguf(impl->model->file));
   if (impl->tokenizer->size() > impl->model->config.n_vocab)

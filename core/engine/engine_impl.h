@@ -64,6 +64,10 @@ struct Engine::Impl {
   std::unique_ptr<Registry> registry;  // outlives everything below
   Plan plan;
   SegmentShapes shapes;
+  uint64_t program_bytes = 0;      // resident when the first plan was made
+  std::vector<double> copy_speed;  // [device], measured once
+  bool tuned = false;
+  int64_t ubatch_wanted = 0;  // options.ubatch as it was given
 
   // Devices whose memory is the host's share space 0; every other device has a space of its own.
   std::vector<size_t> space_of;     // [device]
@@ -96,7 +100,9 @@ struct Engine::Impl {
   Result<const Buffer*> weight(size_t device, const Weight& w);
 
   Result<> detect();  // devices and spaces
-  Result<> decide();  // the plan
+  Result<> decide();  // the plan, with the ubatch that options name or the best one  [ubatch.cpp]
+  Result<> decide_with(int64_t ubatch);
+  void tune_streaming();
   Result<> make_resident();
   Result<> make_streamed();
   Result<> make_workspaces();

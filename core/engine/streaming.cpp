@@ -79,6 +79,7 @@ Result<> Engine::Impl::make_streamed() {
   o.reader = options.stream.reader;
   o.policy = options.stream.policy;
   o.queue_depth = options.stream.queue_depth;
+  o.request_bytes = options.stream.request_bytes;
   o.direct = options.stream.direct;
   o.verify = options.stream.verify;
   FTH_ASSIGN_OR_RETURN(store, ExpertStore::open(std::move(source), o));
@@ -102,7 +103,19 @@ Result<> Engine::Impl::read_embedding_rows(std::span<const int32_t> ids) {
   return {};
 }
 
-std::string Engine::streaming() const { return impl_->store == nullptr ? std::string() : impl_->store->description(); }
+std::string Engine::streaming() const {
+  if (impl_->store == nullptr) return {};
+  const std::string& why = impl_->options.stream.tuning;
+  return impl_->store->description() + (why.empty() ? "" : "; " + why);
+}
+
+uint64_t Engine::fingerprint() const { return fth::fingerprint(*impl_->model); }
+
+uint64_t Engine::slot_bytes() const {
+  if (!impl_->model->config.is_sparse()) return 0;
+  const auto bytes = ExpertStore::slot_bytes(expert_source(*impl_->model));
+  return bytes ? *bytes : 0;
+}
 
 Result<> Engine::save_warm_set() const {
   if (impl_->store == nullptr || impl_->options.stream.warm_set.empty()) return {};

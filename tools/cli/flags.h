@@ -30,7 +30,7 @@ struct DeviceFlags {
 struct EngineFlags : DeviceFlags {
   std::string model;
   std::vector<std::string> overrides, places;
-  int64_t ctx = 0, ubatch = 512;
+  int64_t ctx = 0, ubatch = 0;  // ubatch 0: the planner chooses
   std::string ram, vram, device;
   std::string kv_type = "f16";
   // Experts streamed from storage: docs/memory.md.
@@ -38,6 +38,7 @@ struct EngineFlags : DeviceFlags {
   int64_t slots = 0, queue_depth = 0;
   std::string guess = "auto";
   bool verify_experts = false, buffered = false;
+  std::string storage_speed;  // of plan alone: overrules what was measured
 };
 
 struct SamplingFlags {

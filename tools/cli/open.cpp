@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "core/base/bytes.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
@@ -93,7 +94,7 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   FTH_ASSIGN_OR_RETURN(out.overrides, parse_overrides(flags.overrides));
   FTH_ASSIGN_OR_RETURN(out.registry, registry_options(flags, profile, log));
   if (flags.ctx < 0) return fail(Code::invalid_argument, text("--ctx %lld: must be positive", static_cast<long long>(flags.ctx)));
-  if (flags.ubatch < 1 || flags.ubatch > 512)
+  if (flags.ubatch < 0 || flags.ubatch > 512)
     return fail(Code::invalid_argument, text("-ub %lld: must be 1 to 512", static_cast<long long>(flags.ubatch)));
   const auto kv = dtype_from_name(flags.kv_type);
   if (!kv || (*kv != DType::f16 && *kv != DType::f32))
@@ -138,13 +139,57 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   return out;
 }
 
+// Queue depth, length and speed of reads: the user's, else what the disk measured.
+void tune(StreamOptions& s, const std::filesystem::path& model, double speed, Measure measure, uint64_t ram_budget,
+          StorageProfile* storage) {
+  constexpr uint32_t kLeastDepth = 8;  // a layer's misses are under way together: nobody submits more while attention computes
+  constexpr uint64_t kRoomToMeasure = 24 * kMiB;
+  if (speed > 0) {
+    // What if the disk were of that speed: its queue and waits are nobody's to measure.
+    storage->bytes_per_second = speed;
+    storage->note = "as --storage-speed says";
+  } else if (!s.direct) {
+    storage->note = "storage not measured: reads go through the page cache";
+  } else if (ram_budget != 0 && peak_rss() + kRoomToMeasure > ram_budget) {
+    storage->note = "storage not measured: --ram leaves no " + format_bytes(kRoomToMeasure) + " for it";
+  } else {
+    *storage = storage_profile(model, s.reader, measure);
+  }
+  s.storage = {storage->bytes_per_second, storage->wait_seconds};
+  if (storage->queue_depth == 0) return;
+  const std::string measured = format_rate(storage->bytes_per_second) + " measured from " + text("%u x ", storage->queue_depth) +
+                               format_bytes(storage->request_bytes) + " in flight on";
+  if (s.request_bytes == 0) s.request_bytes = storage->request_bytes;
+  if (s.queue_depth != 0) {
+    s.tuning = measured + ", the queue as asked for";
+    return;
+  }
+  s.queue_depth = std::max(storage->queue_depth, kLeastDepth);
+  s.tuning = measured;
+  if (s.queue_depth > storage->queue_depth)
+    s.tuning += text(", a queue of %u so that a layer's reads are under way together", s.queue_depth);
+}
+
 }  // namespace
+
+Result<double> parse_speed(std::string_view option, std::string_view speed) {
+  std::string_view size = speed;
+  if (size.ends_with("/s")) size.remove_suffix(2);
+  const auto bytes = parse_bytes(size);
+  if (!bytes || *bytes < 1000)
+    return fail(Code::invalid_argument, std::string(option) + " " + std::string(speed) + ": write a speed such as 3.5GB/s or 800MB/s");
+  return static_cast<double>(*bytes);
+}
 
 Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth, Measure measure) {
   Opened out;
   out.log = std::make_unique<Log>(common);
   FTH_RETURN_IF_ERROR(engine_options(flags, {}, *out.log));  // a wrong option is said before anything is measured
   FTH_ASSIGN_OR_RETURN(out.model, find_model(flags.model));
+  double speed = 0;
+  if (!flags.storage_speed.empty()) {
+    FTH_ASSIGN_OR_RETURN(speed, parse_speed("--storage-speed", flags.storage_speed));
+  }
   out.profile = machine_profile(static_cast<uint32_t>(flags.threads), measure);
   if (common.verbose)
     say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
@@ -152,6 +197,10 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   FTH_ASSIGN_OR_RETURN(auto options, engine_options(flags, out.profile, *out.log));
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
+  out.storage = std::make_unique<StorageProfile>();
+  options.stream.tune = [storage = out.storage.get(), model = out.model, speed, measure, ram = options.ram_budget](StreamOptions& s) {
+    tune(s, model, speed, measure, ram, storage);
+  };
   Progress bar("loading", Progress::Unit::bytes, !common.quiet);
   options.on_load = [&bar](uint64_t done, uint64_t total) { bar.update(done, total); };
   FTH_ASSIGN_OR_RETURN(out.engine, Engine::open(options));
@@ -159,6 +208,8 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   if (!common.quiet) {
     for (const std::string& note : out.engine->model().notes) say("note: " + printable(note));
     for (const std::string& note : out.engine->plan().notes) say("note: " + printable(note));
+    if (common.verbose && !out.storage->note.empty())
+      say("storage: " + (out.storage->bytes_per_second > 0 ? format_rate(out.storage->bytes_per_second) + ", " : "") + out.storage->note);
     if (common.verbose && !out.engine->streaming().empty()) say("experts: " + out.engine->streaming());
   }
   return out;
