@@ -192,7 +192,7 @@ void print(const std::vector<Row>& rows, const std::string& csv, const ExpertTra
   }
 }
 
-Result<> run(const po::variables_map& v) {
+Result<> run(const po::variables_map& v, const std::string& command) {
   const auto text = [&](const char* name) { return v.count(name) > 0 ? v[name].as<std::string>() : std::string(); };
   ExpertTrace trace;
   if (v.count("generate") > 0) {
@@ -215,7 +215,7 @@ Result<> run(const po::variables_map& v) {
       "the token before\n",
       trace.model.c_str(), trace.source.c_str(), static_cast<long long>(trace.n_tokens), static_cast<long long>(trace.n_layer),
       static_cast<long long>(trace.n_expert), static_cast<long long>(trace.top_k), 100 * hot_share(trace, 0.25), 100 * repeat_share(trace));
-  if (v.count("out") > 0) FTH_RETURN_IF_ERROR(write_trace(text("out"), trace));
+  if (v.count("out") > 0) FTH_RETURN_IF_ERROR(write_trace(text("out"), trace, v.count("generate") > 0 ? "made by " + command : ""));
   const double gb_s = v["simulate"].as<double>();
   if (gb_s <= 0 && v.count("file") == 0) return {};
 
@@ -314,6 +314,8 @@ int main(int argc, char** argv) {
                                                                                  "guess the next layer with this accuracy")(
       "warmup", po::value<int64_t>(), "tokens that are not counted; default an eighth")("repeats", po::value<int>()->default_value(1))(
       "csv", text(), "also write the table here")("verbose,v", "");
+  std::string command = "expert_io";
+  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
   po::variables_map v;
   try {
     po::store(po::parse_command_line(argc, argv, all), v);
@@ -326,7 +328,7 @@ int main(int argc, char** argv) {
     std::cout << all;
     return v.count("help") > 0 ? 0 : 2;
   }
-  if (const auto r = fth::bench::run(v); !r) {
+  if (const auto r = fth::bench::run(v, command); !r) {
     std::fprintf(stderr, "expert_io: %s\n", r.error().message.c_str());
     return 1;
   }

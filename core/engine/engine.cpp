@@ -222,7 +222,6 @@ Result<> Engine::Impl::decide_with(int64_t ubatch) {
   const bool may_stream = c.is_sparse() && options.experts != ExpertPlacement::resident;
   const bool no_room = !whole && whole.error().code == Code::resource_exhausted;
   if (may_stream && (no_room || options.experts == ExpertPlacement::streamed)) {
-    tune_streaming();
     FTH_ASSIGN_OR_RETURN(const uint64_t slot, ExpertStore::slot_bytes(expert_source(*model)));
     const int64_t all = c.n_layer * c.n_expert;
     int64_t n = options.stream.slots != 0 ? options.stream.slots : c.top_k;

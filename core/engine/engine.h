@@ -44,8 +44,6 @@ struct StreamOptions {  // docs/memory.md
   Guess guess = Guess::automatic;  // read ahead for the next layer what its router says of this layer's input
   bool verify = false;             // check each expert's checksum as it lands (packed models)
   std::filesystem::path warm_set;  // read at the start when it exists, written by save_warm_set(); empty: none
-  // Called once, before the plan, when it finds that experts have to be streamed: fills in the four above.
-  std::function<void(StreamOptions&)> tune;
 };
 
 struct EngineOptions {

@@ -66,8 +66,7 @@ struct Engine::Impl {
   SegmentShapes shapes;
   uint64_t program_bytes = 0;      // resident when the first plan was made
   std::vector<double> copy_speed;  // [device], measured once
-  bool tuned = false;
-  int64_t ubatch_wanted = 0;  // options.ubatch as it was given
+  int64_t ubatch_wanted = 0;       // options.ubatch as it was given
 
   // Devices whose memory is the host's share space 0; every other device has a space of its own.
   std::vector<size_t> space_of;     // [device]
@@ -102,7 +101,6 @@ struct Engine::Impl {
   Result<> detect();  // devices and spaces
   Result<> decide();  // the plan, with the ubatch that options name or the best one  [ubatch.cpp]
   Result<> decide_with(int64_t ubatch);
-  void tune_streaming();
   Result<> make_resident();
   Result<> make_streamed();
   Result<> make_workspaces();

@@ -12,15 +12,9 @@
 namespace fth {
 namespace {
 
-constexpr double kUnknownStorage = 1e9;  // bytes per second
 constexpr int64_t kLeastUbatch = 8;
 
 }  // namespace
-
-void Engine::Impl::tune_streaming() {
-  if (std::exchange(tuned, true)) return;
-  if (options.stream.tune) options.stream.tune(options.stream);
-}
 
 Result<> Engine::Impl::decide() {
   if (options.ubatch != 0) return decide_with(options.ubatch);
@@ -69,7 +63,8 @@ Result<> Engine::Impl::decide() {
 
 Result<Plan> Engine::plan_within(uint64_t ram_budget) {
   Impl& m = *impl_;
-  const EngineOptions options = m.options;
+  const uint64_t ram = m.options.ram_budget;
+  const int64_t ubatch = m.options.ubatch;
   const SegmentShapes shapes = m.shapes;
   const std::vector<size_t> placed = m.placed;
   Plan own = std::move(m.plan);
@@ -78,7 +73,8 @@ Result<Plan> Engine::plan_within(uint64_t ram_budget) {
   m.options.ubatch = m.ubatch_wanted;
   const Result<> outcome = m.decide();
   Plan other = std::exchange(m.plan, std::move(own));
-  m.options = options;
+  m.options.ram_budget = ram;
+  m.options.ubatch = ubatch;
   m.shapes = shapes;
   m.placed = placed;
   if (!outcome) return tl::unexpected<Error>(outcome.error());

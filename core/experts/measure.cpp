@@ -73,11 +73,14 @@ Result<ReadMeasurement> measure_reads(const std::filesystem::path& path, const s
   }
   const auto fastest =
       *std::max_element(m.rows.begin(), m.rows.end(), [](const auto& a, const auto& b) { return a.bytes_per_s < b.bytes_per_s; });
-  m.fastest_bytes_per_s = fastest.bytes_per_s;
+  std::vector<double> speeds;
+  for (const ReadSpeed& r : m.rows) speeds.push_back(r.bytes_per_s);
+  std::sort(speeds.rbegin(), speeds.rend());
+  m.steady_bytes_per_s = speeds[2];
   for (const ReadSpeed& r : m.rows) {
     if (r.queue_depth != 1 || r.request_bytes != m.rows.back().request_bytes || r.bytes_per_s <= 0) continue;
     const auto bytes = static_cast<double>(r.request_bytes);
-    m.wait_s = std::max(0.0, bytes / r.bytes_per_s - bytes / fastest.bytes_per_s);
+    m.wait_s = std::max(0.0, bytes / r.bytes_per_s - bytes / m.steady_bytes_per_s);
   }
   m.best = fastest;
   for (const ReadSpeed& r : m.rows)

@@ -17,12 +17,12 @@ struct ReadSpeed {
 };
 
 struct ReadMeasurement {
-  std::string reader;           // "io_uring, O_DIRECT"
-  bool direct = false;          // false: the page cache was measured, not the disk
-  std::vector<ReadSpeed> rows;  // depths 1, 2, 4, 8, 16 with 256 KiB, then with 1 MiB
-  double fastest_bytes_per_s = 0;
-  double wait_s = 0;  // of one read on an idle queue, beyond its share of the fastest: what comes before the first bytes
-  ReadSpeed best;     // of the rows within 5 % of the fastest, the one with the fewest bytes in flight: the least latency
+  std::string reader;             // "io_uring, O_DIRECT"
+  bool direct = false;            // false: the page cache was measured, not the disk
+  std::vector<ReadSpeed> rows;    // depths 1, 2, 4, 8, 16 with 256 KiB, then with 1 MiB
+  double steady_bytes_per_s = 0;  // the third of the rows by speed: a disk is not planned for by its luckiest moment
+  double wait_s = 0;              // of one read on an idle queue, beyond its share of that: what comes before the first bytes
+  ReadSpeed best;                 // of the rows within 5 % of the fastest, the one with the fewest bytes in flight: the least latency
 };
 
 // Reads at random places for `seconds` in all (0.2 is enough on an idle disk) and takes up to 16 MiB of memory meanwhile. `reader` as ExpertStoreOptions has it.

@@ -19,7 +19,7 @@ namespace {
 constexpr std::string_view kMagic = "forethought-trace 1";
 constexpr int64_t kMaxLayers = 4096, kMaxExperts = 4096;
 constexpr double kNever = -1e30;  // log-odds of an expert that is not drawn
-constexpr size_t kMaxRows = 4'000'000, kMaxIds = 64'000'000;
+constexpr uintmax_t kMostBytes = 256 << 20;
 
 bool take(std::string_view* line, int64_t* out) {
   while (!line->empty() && line->front() == ' ') line->remove_prefix(1);
@@ -32,12 +32,15 @@ bool take(std::string_view* line, int64_t* out) {
 }  // namespace
 
 Result<ExpertTrace> read_trace(const std::filesystem::path& path) {
+  std::error_code error;
+  const uintmax_t bytes = std::filesystem::file_size(path, error);
+  if (error) return fail(Code::not_found, path.string() + ": " + error.message());
+  if (bytes > kMostBytes) return fail(Code::data_loss, path.string() + ": a trace of more than 256 MiB");
   std::ifstream in(path);
   if (!in) return fail(Code::not_found, path.string() + ": " + std::strerror(errno));
   ExpertTrace t;
   std::string text;
   int64_t number = 0;
-  size_t ids = 0;
   const auto bad = [&](const std::string& what) {
     return fail(Code::data_loss, path.string() + ":" + std::to_string(number) + ": " + what);
   };
@@ -77,8 +80,6 @@ Result<ExpertTrace> read_trace(const std::filesystem::path& path) {
       if (layer < 0 || layer >= t.n_layer || !follows) return bad("tokens and layers do not come in order");
       if (static_cast<int64_t>(row.experts.size()) > t.top_k || row.experts.empty())
         return bad(std::to_string(row.experts.size()) + " experts, top_k is " + std::to_string(t.top_k));
-      ids += row.experts.size();
-      if (t.rows.size() >= kMaxRows || ids > kMaxIds) return bad("the trace is too long");
       t.sparse[static_cast<size_t>(layer)] = true;
       t.n_tokens = token + 1;
       t.rows.push_back(std::move(row));
@@ -88,9 +89,10 @@ Result<ExpertTrace> read_trace(const std::filesystem::path& path) {
   return t;
 }
 
-Result<> write_trace(const std::filesystem::path& path, const ExpertTrace& trace) {
-  std::string text = std::string(kMagic) + "\nmodel " + trace.model + "\nsource " + trace.source + "\nshape " +
-                     std::to_string(trace.n_layer) + ' ' + std::to_string(trace.n_expert) + ' ' + std::to_string(trace.top_k) + '\n';
+Result<> write_trace(const std::filesystem::path& path, const ExpertTrace& trace, const std::string& comment) {
+  std::string text = std::string(kMagic) + (comment.empty() ? "" : "\n# " + comment) + "\nmodel " + trace.model + "\nsource " +
+                     trace.source + "\nshape " + std::to_string(trace.n_layer) + ' ' + std::to_string(trace.n_expert) + ' ' +
+                     std::to_string(trace.top_k) + '\n';
   for (const auto& row : trace.rows) {
     text += std::to_string(row.token) + ' ' + std::to_string(row.layer);
     for (const int32_t e : row.experts) text += ' ' + std::to_string(e);

@@ -24,9 +24,10 @@ struct ExpertTrace {
   int64_t n_tokens = 0;
 };
 
-// not_found; data_loss with the line, also when it is longer than 4 million rows or 64 million ids.
+// not_found; data_loss with the line, also when it is longer than 256 MiB.
 Result<ExpertTrace> read_trace(const std::filesystem::path& path);
-Result<> write_trace(const std::filesystem::path& path, const ExpertTrace& trace);
+// `comment`: one line that says how it came about; may be empty. unavailable with the system's reason.
+Result<> write_trace(const std::filesystem::path& path, const ExpertTrace& trace, const std::string& comment = {});
 
 // How a trace is made up. The defaults of a skewed one are what the SmallThinker report (arXiv 2507.20984) says of its models' experts: 20 to 30 % of them are used
 // by 40 to 60 % of the tokens, the others by fewer than 14 %. That topics stay for a while is an assumption of ours.

@@ -90,11 +90,8 @@ double predict_prompt_seconds(const PromptCosts& c, std::span<const double> popu
 size_t choose_ubatch(std::span<const UbatchChoice> choices) {
   size_t best = choices.size();
   const auto seconds = [&](size_t i) { return choices[i].prompt_s + choices[i].decode_s; };
-  for (size_t i = 0; i < choices.size(); ++i) {
-    if (!choices[i].fits) continue;
-    if (best == choices.size() || seconds(i) < seconds(best) || (seconds(i) == seconds(best) && choices[i].ubatch > choices[best].ubatch))
-      best = i;
-  }
+  for (size_t i = 0; i < choices.size(); ++i)
+    if (choices[i].fits && (best == choices.size() || seconds(i) < kWorthSmaller * seconds(best))) best = i;
   return best;
 }
 

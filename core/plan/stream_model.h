@@ -16,6 +16,8 @@ struct StorageSpeed {
   double wait_seconds = 0;  // before the first bytes come, each time that reads start on an idle queue
 };
 
+inline constexpr double kUnknownStorage = 1e9;  // bytes per second, where nothing was measured
+
 // One token's computing, from the plan.
 struct StreamCosts {
   struct Layer {
@@ -75,8 +77,9 @@ struct UbatchChoice {
   double prompt_s = 0, decode_s = 0;  // of a job of kJobPrompt and kJobDecode tokens
 };
 inline constexpr int64_t kJobPrompt = 512, kJobDecode = 256;
-// The one whose job is done first; the larger of equals. Larger steps read each expert once for more tokens, but their activations take the place of slots.
-// Index, or choices.size() when none fits.
+// Larger steps read each expert once for more tokens, but their activations take the place of slots. The largest that fits, unless a smaller one does the job in less than
+// kWorthSmaller of its time: estimates do not know that kernels like many rows. Index, or choices.size() when none fits. Choices go from the largest to the smallest.
+inline constexpr double kWorthSmaller = 0.95;
 size_t choose_ubatch(std::span<const UbatchChoice> choices);
 
 }  // namespace fth

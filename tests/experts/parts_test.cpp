@@ -216,7 +216,8 @@ TEST(Measure, FindsADepthAndALength) {
     }
     EXPECT_GE(m->best.bytes_per_s, 0.95 * fastest);
     EXPECT_GE(m->best.queue_depth, 1u);
-    EXPECT_EQ(m->fastest_bytes_per_s, fastest);
+    EXPECT_GT(m->steady_bytes_per_s, 0);
+    EXPECT_LE(m->steady_bytes_per_s, fastest);
     EXPECT_GE(m->wait_s, 0);
     EXPECT_LT(m->wait_s, 1);
   }

@@ -38,7 +38,8 @@ struct EngineFlags : DeviceFlags {
   int64_t slots = 0, queue_depth = 0;
   std::string guess = "auto";
   bool verify_experts = false, buffered = false;
-  std::string storage_speed;  // of plan alone: overrules what was measured
+  std::string storage_speed;   // of plan alone: overrules what was measured
+  bool wants_storage = false;  // of plan --sweep: some of its budgets stream, even if the largest does not
 };
 
 struct SamplingFlags {

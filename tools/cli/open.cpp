@@ -139,35 +139,37 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   return out;
 }
 
+// Whether experts may have to come from storage, before the model is looked at: its weights are about as large as its file.
+bool may_stream(const EngineOptions& options, const std::filesystem::path& model) {
+  if (options.experts != ExpertPlacement::automatic) return options.experts == ExpertPlacement::streamed;
+  std::error_code error;
+  const uint64_t bytes = std::filesystem::file_size(model, error);
+  const uint64_t budget = options.ram_budget != 0 ? options.ram_budget : read_memory().free_for_us();
+  return !error && bytes > budget / 2;  // the KV cache may be as large again
+}
+
 // Queue depth, length and speed of reads: the user's, else what the disk measured.
-void tune(StreamOptions& s, const std::filesystem::path& model, double speed, Measure measure, uint64_t ram_budget,
-          StorageProfile* storage) {
+StorageProfile tune(StreamOptions& s, const EngineFlags& flags, const std::filesystem::path& model, Measure measure, IfUnknown if_unknown) {
   constexpr uint32_t kLeastDepth = 8;  // a layer's misses are under way together: nobody submits more while attention computes
-  constexpr uint64_t kRoomToMeasure = 24 * kMiB;
-  if (speed > 0) {
+  StorageProfile out;
+  if (!flags.storage_speed.empty()) {
     // What if the disk were of that speed: its queue and waits are nobody's to measure.
-    storage->bytes_per_second = speed;
-    storage->note = "as --storage-speed says";
+    if (const auto speed = parse_speed("--storage-speed", flags.storage_speed)) out.bytes_per_second = *speed;
+    out.note = "as --storage-speed says";
   } else if (!s.direct) {
-    storage->note = "storage not measured: reads go through the page cache";
-  } else if (ram_budget != 0 && peak_rss() + kRoomToMeasure > ram_budget) {
-    storage->note = "storage not measured: --ram leaves no " + format_bytes(kRoomToMeasure) + " for it";
+    out.note = "storage not measured: reads go through the page cache";
   } else {
-    *storage = storage_profile(model, s.reader, measure);
+    out = storage_profile(model, s.reader, measure, if_unknown);
   }
-  s.storage = {storage->bytes_per_second, storage->wait_seconds};
-  if (storage->queue_depth == 0) return;
-  const std::string measured = format_rate(storage->bytes_per_second) + " measured from " + text("%u x ", storage->queue_depth) +
-                               format_bytes(storage->request_bytes) + " in flight on";
-  if (s.request_bytes == 0) s.request_bytes = storage->request_bytes;
-  if (s.queue_depth != 0) {
-    s.tuning = measured + ", the queue as asked for";
-    return;
-  }
-  s.queue_depth = std::max(storage->queue_depth, kLeastDepth);
-  s.tuning = measured;
-  if (s.queue_depth > storage->queue_depth)
-    s.tuning += text(", a queue of %u so that a layer's reads are under way together", s.queue_depth);
+  s.storage = {out.bytes_per_second, out.wait_seconds};
+  if (out.queue_depth == 0) return out;
+  s.request_bytes = out.request_bytes;
+  s.tuning =
+      format_rate(out.bytes_per_second) + text(" measured from %u x ", out.queue_depth) + format_bytes(out.request_bytes) + " in flight on";
+  if (s.queue_depth != 0) return out;
+  s.queue_depth = std::max(out.queue_depth, kLeastDepth);
+  if (s.queue_depth > out.queue_depth) s.tuning += text(", a queue of %u so that a layer's reads are under way together", s.queue_depth);
+  return out;
 }
 
 }  // namespace
@@ -186,10 +188,7 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   out.log = std::make_unique<Log>(common);
   FTH_RETURN_IF_ERROR(engine_options(flags, {}, *out.log));  // a wrong option is said before anything is measured
   FTH_ASSIGN_OR_RETURN(out.model, find_model(flags.model));
-  double speed = 0;
-  if (!flags.storage_speed.empty()) {
-    FTH_ASSIGN_OR_RETURN(speed, parse_speed("--storage-speed", flags.storage_speed));
-  }
+  if (!flags.storage_speed.empty()) FTH_RETURN_IF_ERROR(parse_speed("--storage-speed", flags.storage_speed));
   out.profile = machine_profile(static_cast<uint32_t>(flags.threads), measure);
   if (common.verbose)
     say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
@@ -197,10 +196,9 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   FTH_ASSIGN_OR_RETURN(auto options, engine_options(flags, out.profile, *out.log));
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
-  out.storage = std::make_unique<StorageProfile>();
-  options.stream.tune = [storage = out.storage.get(), model = out.model, speed, measure, ram = options.ram_budget](StreamOptions& s) {
-    tune(s, model, speed, measure, ram, storage);
-  };
+  // Also where nothing is streamed, if it is known: a sweep asks for it.
+  out.storage = tune(options.stream, flags, out.model, measure,
+                     flags.wants_storage || may_stream(options, out.model) ? IfUnknown::measure : IfUnknown::leave);
   Progress bar("loading", Progress::Unit::bytes, !common.quiet);
   options.on_load = [&bar](uint64_t done, uint64_t total) { bar.update(done, total); };
   FTH_ASSIGN_OR_RETURN(out.engine, Engine::open(options));
@@ -208,8 +206,8 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   if (!common.quiet) {
     for (const std::string& note : out.engine->model().notes) say("note: " + printable(note));
     for (const std::string& note : out.engine->plan().notes) say("note: " + printable(note));
-    if (common.verbose && !out.storage->note.empty())
-      say("storage: " + (out.storage->bytes_per_second > 0 ? format_rate(out.storage->bytes_per_second) + ", " : "") + out.storage->note);
+    if (common.verbose && out.engine->plan().expert_slots > 0)
+      say("storage: " + (out.storage.bytes_per_second > 0 ? format_rate(out.storage.bytes_per_second) + ", " : "") + out.storage.note);
     if (common.verbose && !out.engine->streaming().empty()) say("experts: " + out.engine->streaming());
   }
   return out;

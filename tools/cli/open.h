@@ -41,7 +41,7 @@ struct Opened {
   std::unique_ptr<Log> log;  // first: the engine's devices write to it until they are gone
   MachineProfile profile;
   std::filesystem::path model;
-  std::unique_ptr<StorageProfile> storage;  // filled in when experts have to be streamed; the engine's options point to it
+  StorageProfile storage;  // of the model's disk; measured when experts may have to be streamed
   std::unique_ptr<Engine> engine;
 };
 

@@ -17,8 +17,11 @@ struct StorageProfile {
   std::string note;             // where the figures come from, or why there are none
 };
 
-// From storage.json in the cache folder, by the file system's device and type and the disk's model and size; measured (0.2 s of reading `file`, up to 16 MiB of memory) and
-// stored there when it is not in it. Never fails: `note` says why figures are missing. `reader` as ExpertStoreOptions has it.
-StorageProfile storage_profile(const std::filesystem::path& file, const std::string& reader, Measure when = Measure::once);
+enum class IfUnknown { measure, leave };
+
+// From storage.json in the cache folder, by the file system's device and type and the disk's model and size; measured (under half a second) and stored there when it is not
+// in it. Never fails: `note` says why figures are missing. `reader` as ExpertStoreOptions has it. Reads `file` in a forked child, so that this process's peak RSS stays its own:
+// call it before any thread exists.
+StorageProfile storage_profile(const std::filesystem::path& file, const std::string& reader, Measure when, IfUnknown if_unknown);
 
 }  // namespace fth::cli
