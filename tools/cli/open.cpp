@@ -145,7 +145,7 @@ bool may_stream(const EngineOptions& options, const std::filesystem::path& model
   std::error_code error;
   const uint64_t bytes = std::filesystem::file_size(model, error);
   const uint64_t budget = options.ram_budget != 0 ? options.ram_budget : read_memory().free_for_us();
-  return !error && bytes > budget / 2;  // the KV cache may be as large again
+  return !error && bytes + bytes / 2 + kGiB > budget;  // a KV cache, activations and the program come on top
 }
 
 // Queue depth, length and speed of reads: the user's, else what the disk measured.

@@ -45,6 +45,8 @@ Result<Sweep> sweep(Engine& engine, const SweepRange& range, const ExpertUses& u
     if (!plan && plan.error().code != Code::resource_exhausted) return tl::unexpected<Error>(std::move(plan).error());
     if (plan) {
       FTH_ASSIGN_OR_RETURN(row.predicted, predict(engine, *plan, &uses, storage));
+      // Smaller prefill steps may fit all experts into less than what the best plan takes.
+      if (plan->expert_slots == 0) out.resident_bytes = std::min(out.resident_bytes, plan->ram_bytes);
       row.plan = std::move(*plan);
     } else {
       row.reason = plan.error().message;
