@@ -134,7 +134,7 @@ std::string plan_text(const Opened& opened, const Expected& expected) {
     const StreamPrediction& d = expected.predicted.decode;
     out += text("experts: %lld of %lld in memory, the others are read from storage when the router names them\n",
                 static_cast<long long>(plan.expert_slots), static_cast<long long>(c.n_layer * c.n_expert));
-    out += "  " + expected.uses->label + '\n';
+    out += "  " + expected.uses->label + (expected.uses->hint.empty() ? "" : "; " + expected.uses->hint) + '\n';
     out += text("  hit %.1f %%, ", 100 * d.hit_rate) + format_bytes(static_cast<uint64_t>(d.bytes)) + " from storage per token at " +
            format_rate(expected.storage.bytes_per_second) + " (" + expected.storage_note + ")\n";
     out += text("  per token: computing %.1f ms, reading %.1f ms beside it, stalled %.1f ms; bound by %s\n\n", 1e3 * d.compute_s,
@@ -223,7 +223,7 @@ Result<> run_sweep(const PlanFlags& f, const Opened& opened) {
   const std::string storage = "storage " + format_rate(basis.storage.bytes_per_second) + " (" + basis.storage_note + ")";
   if (!f.svg.empty()) {
     std::ofstream out(f.svg, std::ios::binary);
-    out << sweep_svg(s, opened.model.filename().string() + ": what a memory budget buys", basis.uses->label + "; " + storage);
+    out << sweep_svg(s, opened.model.filename().string() + ": what a memory budget buys", {basis.uses->label, storage});
     out.close();
     if (!out) return fail(Code::failed_precondition, "--svg " + f.svg + ": cannot be written");
   }
@@ -236,7 +236,8 @@ Result<> run_sweep(const PlanFlags& f, const Opened& opened) {
     o["storage_note"] = utf8_lossy(basis.storage_note);
     return put(json_text(o));
   }
-  std::string out = printable(opened.model.string()) + ", " + basis.uses->label + "\n" + storage + "\n\n" + sweep_table(s, c) + '\n';
+  std::string out = printable(opened.model.string()) + '\n' + basis.uses->label +
+                    (basis.uses->hint.empty() ? "" : "; " + basis.uses->hint) + '\n' + storage + "\n\n" + sweep_table(s, c) + '\n';
   if (s.resident_bytes > 0)
     out += text("all experts in memory from %s on: %.1f tok/s\n", format_bytes(s.resident_bytes).c_str(),
                 s.resident.decode.tokens_per_second());

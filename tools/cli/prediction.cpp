@@ -62,11 +62,10 @@ Result<ExpertUses> expert_uses(const Engine& engine, const std::filesystem::path
   out.kind = "assumed";
   out.trace = assumed_trace(c);
   const SyntheticTrace report;
-  out.label = text(
-                  "ASSUMED: %.0f %% of the experts get %.0f %% of the uses and topics stay, no trace is at hand (--trace FILE of run "
-                  "--trace-routing)",
-                  100 * report.hot_experts, 100 * report.hot_uses) +
-              why_not;
+  out.label =
+      text("ASSUMED: %.0f %% of the experts get %.0f %% of the uses, and topics stay", 100 * report.hot_experts, 100 * report.hot_uses) +
+      why_not;
+  out.hint = "to know better: run --trace-routing FILE, then plan --trace FILE";
   out.warmup = kAssumedWarmup;
   out.popularity = assumed_popularity(c.n_expert, c.top_k);
   return out;

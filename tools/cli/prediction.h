@@ -16,6 +16,7 @@ namespace fth::cli {
 struct ExpertUses {
   std::string kind;   // "trace", "warm set", "assumed"
   std::string label;  // one clause, for people
+  std::string hint;   // how to know better; may be empty
   ExpertTrace trace;
   int64_t warmup = 0;              // tokens of it that fill the slots
   std::vector<double> popularity;  // of a layer's experts, as distinct_experts() takes it

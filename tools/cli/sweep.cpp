@@ -129,8 +129,8 @@ double tick_step(double most, double count) {
 
 }  // namespace
 
-std::string sweep_svg(const Sweep& s, std::string_view title, std::string_view subtitle) {
-  constexpr double kWidth = 720, kHeight = 420, kLeft = 62, kRight = 658, kTop = 64, kBottom = 360;
+std::string sweep_svg(const Sweep& s, std::string_view title, const std::vector<std::string>& subtitles) {
+  constexpr double kWidth = 720, kHeight = 440, kLeft = 62, kRight = 658, kTop = 84, kBottom = 380;
   const double low = static_cast<double>(s.rows.front().budget), high = static_cast<double>(s.rows.back().budget);
   double fastest = s.resident.decode.tokens_per_second();
   for (const SweepRow& row : s.rows) fastest = std::max(fastest, row.plan ? row.predicted.decode.tokens_per_second() : 0);
@@ -147,7 +147,11 @@ std::string sweep_svg(const Sweep& s, std::string_view title, std::string_view s
       kWidth, kHeight, kWidth, kHeight);
   out += "<title>" + escaped(title) + "</title>\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n";
   out += text("<text x=\"%.0f\" y=\"24\" font-size=\"15\" fill=\"%s\">", kLeft, kInk) + escaped(title) + "</text>\n";
-  out += text("<text x=\"%.0f\" y=\"42\" font-size=\"11\" fill=\"#666\">", kLeft) + escaped(subtitle) + "</text>\n";
+  double line = 42;
+  for (const std::string& words : subtitles) {
+    out += text("<text x=\"%.0f\" y=\"%.0f\" font-size=\"11\" fill=\"#666\">", kLeft, line) + escaped(words) + "</text>\n";
+    line += 15;
+  }
   for (double v = 0; v <= top * 1.0001; v += step) {
     out += text("<line x1=\"%.0f\" x2=\"%.0f\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"%s\"/>\n", kLeft, kRight, y(v / top), y(v / top), kGrid);
     out += label(kLeft - 6, y(v / top) + 4, "end", kSpeed, text("%.6g", v));

@@ -34,6 +34,6 @@ Result<Sweep> sweep(Engine& engine, const SweepRange& range, const ExpertUses& u
 std::string sweep_table(const Sweep& s, const Config& config);
 boost::json::object sweep_json(const Sweep& s);
 // tok/s (left axis) and hit rate (right axis) over the budget; needs nothing but itself.
-std::string sweep_svg(const Sweep& s, std::string_view title, std::string_view subtitle);
+std::string sweep_svg(const Sweep& s, std::string_view title, const std::vector<std::string>& subtitles);
 
 }  // namespace fth::cli
