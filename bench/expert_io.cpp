@@ -2,8 +2,6 @@
 //   expert_io --generate skewed --tokens 512 -o skewed.trace
 //   expert_io --trace skewed.trace --simulate 2 --slots 25%,50% --policy lru,lfu,reuse,optimum
 //   expert_io --trace skewed.trace --file model.gguf --slots 25%,50% --reader uring,pread --depth 4,16 --csv out.csv
-#include <unistd.h>
-
 #include <algorithm>
 #include <boost/program_options.hpp>
 #include <chrono>
@@ -11,16 +9,15 @@
 #include <cstdio>
 #include <fstream>
 #include <iostream>
-#include <limits>
 #include <random>
 #include <sstream>
 
-#include "bench/expert_io_trace.h"
 #include "core/base/bytes.h"
-#include "core/experts/block_reader.h"
 #include "core/experts/expert_store.h"
 #include "core/experts/measure.h"
+#include "core/experts/replay.h"
 #include "core/model/config.h"
+#include "core/plan/stream_model.h"
 
 namespace fth::bench {
 namespace {
@@ -36,22 +33,6 @@ void compute(double us) {  // as attention and experts do: on the core, not asle
   }
 }
 
-// Completes every read at once and moves no byte: what is left of the store is its decisions.
-class InstantReader final : public BlockReader {
- public:
-  std::string name() const override { return "simulated"; }
-  void submit(std::span<const Read> reads) override {
-    for (const Read& r : reads) done_.push_back({r.tag, r.bytes});
-  }
-  void collect(std::vector<Done>* out, bool) override {
-    out->insert(out->end(), done_.begin(), done_.end());
-    done_.clear();
-  }
-
- private:
-  std::vector<Done> done_;
-};
-
 struct Work {
   double attention_us = 0, expert_us = 0;
   double guess = -1;  // share of a layer's experts that a guess gets right; below 0: no guesses
@@ -64,7 +45,8 @@ struct Row {
   uint32_t depth = 0;
   double tokens = 0, wall_s = 0, compute_s = 0, bound_io_s = 0, stall_s = 0;
   uint64_t requested = 0, hits = 0, late = 0, misses = 0, guesses = 0, wrong_guesses = 0, bytes = 0;
-  double merit() const { return wall_s > 0 ? std::min(std::max(compute_s, bound_io_s) / wall_s, 9.99) : 0; }
+  double bound_s() const { return std::max(compute_s, bound_io_s); }  // with perfect overlap
+  double merit() const { return wall_s > 0 ? std::min(bound_s() / wall_s, 9.99) : 0; }
 };
 
 void take_counts(Row* row, const ExpertStats& now, const ExpertStats& then) {
@@ -79,7 +61,7 @@ void take_counts(Row* row, const ExpertStats& now, const ExpertStats& then) {
 }
 
 // What a predictor with a given accuracy would say of a row.
-std::vector<int32_t> guessed(const Trace& trace, const Trace::Row& row, double accuracy, std::mt19937* random) {
+std::vector<int32_t> guessed(const ExpertTrace& trace, const ExpertTrace::Row& row, double accuracy, std::mt19937* random) {
   std::vector<int32_t> ids;
   for (const int32_t e : row.experts) {
     const bool right = std::uniform_real_distribution<double>(0, 1)(*random) < accuracy;
@@ -88,103 +70,58 @@ std::vector<int32_t> guessed(const Trace& trace, const Trace::Row& row, double a
   return ids;
 }
 
-// Every row of the trace through the store. `per_expert_s` above 0, a simulation: seconds of storage for one missed expert; the clock is then a sum, not the wall.
-Result<Row> replay(const Trace& trace, ExpertStore* store, const Work& work, double per_expert_s) {
-  const bool simulated = per_expert_s > 0;
+// Every row of the trace through the store, with real reads.
+Result<Row> run_store(const ExpertTrace& trace, ExpertStore* store, const Work& work) {
   Row row;
   std::mt19937 random(1);
   ExpertStats then;
   auto begin = Clock::now();
-  double clock_s = 0, stall_s = 0;
   for (size_t i = 0; i < trace.rows.size(); ++i) {
-    const Trace::Row& r = trace.rows[i];
+    const ExpertTrace::Row& r = trace.rows[i];
     if (r.token == work.warmup && (i == 0 || trace.rows[i - 1].token < work.warmup)) {
       then = store->stats();
       begin = Clock::now();
-      clock_s = stall_s = 0;
     }
-    const uint64_t before = store->stats().misses;
     FTH_ASSIGN_OR_RETURN(auto lease, store->request(r.layer, r.experts));
     if (work.guess >= 0 && i + 1 < trace.rows.size())
       store->guess(trace.rows[i + 1].layer, guessed(trace, trace.rows[i + 1], work.guess, &random));
-    if (!simulated) compute(work.attention_us);
+    compute(work.attention_us);
     while (true) {
       FTH_ASSIGN_OR_RETURN(const auto places, lease.next());
       if (places.empty()) break;
-      if (!simulated) compute(work.expert_us * static_cast<double>(places.size()));
-    }
-    if (simulated) {
-      // Reads go on behind attention and behind the experts that are there; the last to land has its own computation after it.
-      const double misses = static_cast<double>(store->stats().misses - before);
-      const double attention = work.attention_us * 1e-6, each = work.expert_us * 1e-6,
-                   all = attention + each * static_cast<double>(r.experts.size());
-      const double layer = misses == 0 ? all : std::max(all, misses * per_expert_s + each);
-      clock_s += layer;
-      stall_s += layer - all;
+      compute(work.expert_us * static_cast<double>(places.size()));
     }
   }
   row.tokens = static_cast<double>(trace.n_tokens - work.warmup);
   take_counts(&row, store->stats(), then);
-  row.wall_s = simulated ? clock_s : seconds_since(begin);
-  if (simulated) row.stall_s = stall_s;
+  row.wall_s = seconds_since(begin);
   for (const auto& r : trace.rows)
     if (r.token >= work.warmup) row.compute_s += (work.attention_us + work.expert_us * static_cast<double>(r.experts.size())) * 1e-6;
   return row;
 }
 
-// The policy that knows the future: what no policy can beat. Hits only.
-Row optimum(const Trace& trace, uint64_t n_slots, const Work& work, uint64_t expert_bytes, double per_expert_s) {
-  constexpr size_t kNever = std::numeric_limits<size_t>::max();
-  const size_t n_keys = static_cast<size_t>(trace.n_layer * trace.n_expert);
-  const auto key = [&](const Trace::Row& r, int32_t e) {
-    return static_cast<size_t>(r.layer) * static_cast<size_t>(trace.n_expert) + static_cast<size_t>(e);
-  };
-  std::vector<std::vector<size_t>> next(trace.rows.size());
-  std::vector<size_t> seen(n_keys, kNever);
-  for (size_t i = trace.rows.size(); i-- > 0;) {
-    for (const int32_t e : trace.rows[i].experts) {
-      next[i].push_back(seen[key(trace.rows[i], e)]);
-      seen[key(trace.rows[i], e)] = i;
-    }
+// The store's decisions alone, and the planner's sum of what they cost at a speed of storage.
+Result<Row> simulate(const ExpertTrace& trace, const std::string& policy_name, uint64_t n_slots, const Work& work, uint64_t expert_bytes,
+                     double bytes_per_second) {
+  Replay found;
+  if (policy_name == "optimum") {
+    FTH_ASSIGN_OR_RETURN(found, replay_optimum(trace, static_cast<int64_t>(n_slots), work.warmup));
+  } else {
+    FTH_ASSIGN_OR_RETURN(const Policy policy, policy_from_name(policy_name));
+    FTH_ASSIGN_OR_RETURN(found, replay(trace, policy, static_cast<int64_t>(n_slots), work.warmup));
   }
-  std::vector<std::pair<size_t, size_t>> slots;  // key, next use
-  std::vector<bool> resident(n_keys);
+  StreamCosts costs;
+  costs.top_k = trace.top_k;
+  costs.expert_bytes = expert_bytes;
+  for (const bool sparse : trace.sparse)
+    costs.layers.push_back(sparse ? StreamCosts::Layer{work.attention_us * 1e-6, work.expert_us * 1e-6 * static_cast<double>(trace.top_k)}
+                                  : StreamCosts::Layer{});
+  const StreamPrediction p = predict_decode(costs, found.miss_shares, {bytes_per_second, 0});
   Row row;
-  row.policy = "optimum";
-  for (size_t i = 0; i < trace.rows.size(); ++i) {
-    const Trace::Row& r = trace.rows[i];
-    uint64_t misses = 0;
-    std::vector<size_t> keys;
-    for (const int32_t e : r.experts) keys.push_back(key(r, e));
-    for (size_t k = 0; k < keys.size(); ++k) {
-      if (resident[keys[k]]) {
-        std::find_if(slots.begin(), slots.end(), [&](const auto& s) { return s.first == keys[k]; })->second = next[i][k];
-        continue;
-      }
-      ++misses;
-      if (slots.size() >= n_slots) {
-        auto worst = slots.end();
-        for (auto s = slots.begin(); s != slots.end(); ++s)
-          if (std::find(keys.begin(), keys.end(), s->first) == keys.end() && (worst == slots.end() || s->second > worst->second)) worst = s;
-        resident[worst->first] = false;
-        *worst = {keys[k], next[i][k]};
-      } else {
-        slots.emplace_back(keys[k], next[i][k]);
-      }
-      resident[keys[k]] = true;
-    }
-    if (r.token < work.warmup) continue;
-    row.requested += keys.size();
-    row.misses += misses;
-    const double each = work.expert_us * 1e-6, all = work.attention_us * 1e-6 + each * static_cast<double>(keys.size());
-    const double layer = misses == 0 ? all : std::max(all, static_cast<double>(misses) * per_expert_s + each);
-    row.wall_s += layer;
-    row.stall_s += layer - all;
-    row.compute_s += all;
-  }
-  row.hits = row.requested - row.misses;
-  row.bytes = row.misses * expert_bytes;
-  row.tokens = static_cast<double>(trace.n_tokens - work.warmup);
+  row.tokens = static_cast<double>(found.tokens);
+  row.requested = found.requested, row.misses = found.misses, row.hits = found.requested - found.misses;
+  row.bytes = found.misses * expert_bytes;
+  row.wall_s = p.seconds() * row.tokens, row.compute_s = p.compute_s * row.tokens, row.stall_s = p.stall_s * row.tokens;
   return row;
 }
 
@@ -207,7 +144,7 @@ Result<ExpertSource> gguf_source(const std::filesystem::path& path, uint64_t* ex
 }
 
 // Slabs anywhere in a file: whatever bytes it has, read as a packed model of the trace's shape would be.
-ExpertSource slab_source(const Trace& trace, const std::filesystem::path& path, uint64_t bytes, uint64_t file_bytes) {
+ExpertSource slab_source(const ExpertTrace& trace, const std::filesystem::path& path, uint64_t bytes, uint64_t file_bytes) {
   ExpertSource s;
   s.files = {path};
   s.top_k = trace.top_k;
@@ -232,9 +169,9 @@ std::vector<std::string> split(const std::string& list) {
   return parts;
 }
 
-void print(const std::vector<Row>& rows, const std::string& csv, const Trace& trace) {
-  std::printf("%-8s %-7s %6s %5s %7s %7s %9s %9s %9s %9s %7s\n", "policy", "reader", "slots", "depth", "hit %", "late %", "MiB/tok",
-              "stall ms", "ms/tok", "tok/s", "merit");
+void print(const std::vector<Row>& rows, const std::string& csv, const ExpertTrace& trace) {
+  std::printf("%-8s %-7s %6s %5s %7s %7s %9s %9s %9s %9s %9s %7s\n", "policy", "reader", "slots", "depth", "hit %", "late %", "MiB/tok",
+              "stall ms", "ms/tok", "tok/s", "bound", "merit");
   std::ofstream out;
   if (!csv.empty()) out.open(csv);
   if (out)
@@ -243,10 +180,10 @@ void print(const std::vector<Row>& rows, const std::string& csv, const Trace& tr
            "merit\n";
   for (const Row& r : rows) {
     const double n = std::max(r.tokens, 1.0), asked = std::max(static_cast<double>(r.requested), 1.0);
-    std::printf("%-8s %-7s %6" PRIu64 " %5u %7.2f %7.2f %9.2f %9.2f %9.2f %9.2f %7.2f\n", r.policy.c_str(), r.reader.c_str(), r.slots,
+    std::printf("%-8s %-7s %6" PRIu64 " %5u %7.2f %7.2f %9.2f %9.2f %9.2f %9.2f %9.2f %7.2f\n", r.policy.c_str(), r.reader.c_str(), r.slots,
                 r.depth, 100 * static_cast<double>(r.hits) / asked, 100 * static_cast<double>(r.late) / asked,
                 static_cast<double>(r.bytes) / n / static_cast<double>(kMiB), r.stall_s / n * 1e3, r.wall_s / n * 1e3,
-                r.wall_s > 0 ? n / r.wall_s : 0, r.merit());
+                r.wall_s > 0 ? n / r.wall_s : 0, r.bound_s() > 0 ? n / r.bound_s() : 0, r.merit());
     if (out)
       out << trace.model << ",\"" << trace.source << "\"," << r.policy << ',' << r.reader << ',' << r.slots << ',' << r.depth << ','
           << r.tokens << ',' << r.requested << ',' << r.hits << ',' << r.late << ',' << r.misses << ',' << r.guesses << ','
@@ -255,11 +192,11 @@ void print(const std::vector<Row>& rows, const std::string& csv, const Trace& tr
   }
 }
 
-Result<> run(const po::variables_map& v) {
+Result<> run(const po::variables_map& v, const std::string& command) {
   const auto text = [&](const char* name) { return v.count(name) > 0 ? v[name].as<std::string>() : std::string(); };
-  Trace trace;
+  ExpertTrace trace;
   if (v.count("generate") > 0) {
-    Synthetic recipe;
+    SyntheticTrace recipe;
     recipe.skewed = text("generate") == "skewed";
     if (!recipe.skewed && text("generate") != "uniform") return fail(Code::invalid_argument, "--generate takes skewed or uniform");
     recipe.n_layer = v["layers"].as<int64_t>(), recipe.n_expert = v["experts"].as<int64_t>(), recipe.top_k = v["top-k"].as<int64_t>();
@@ -278,7 +215,7 @@ Result<> run(const po::variables_map& v) {
       "the token before\n",
       trace.model.c_str(), trace.source.c_str(), static_cast<long long>(trace.n_tokens), static_cast<long long>(trace.n_layer),
       static_cast<long long>(trace.n_expert), static_cast<long long>(trace.top_k), 100 * hot_share(trace, 0.25), 100 * repeat_share(trace));
-  if (v.count("out") > 0) FTH_RETURN_IF_ERROR(write_trace(text("out"), trace));
+  if (v.count("out") > 0) FTH_RETURN_IF_ERROR(write_trace(text("out"), trace, v.count("generate") > 0 ? "made by " + command : ""));
   const double gb_s = v["simulate"].as<double>();
   if (gb_s <= 0 && v.count("file") == 0) return {};
 
@@ -292,18 +229,8 @@ Result<> run(const po::variables_map& v) {
   uint64_t expert_bytes = v["expert-bytes"].as<uint64_t>();
   if (expert_bytes < 3 || expert_bytes > kGiB) return fail(Code::invalid_argument, "--expert-bytes is out of range");
   ExpertSource source;
-  std::filesystem::path scratch;
   double rate = gb_s * 1e9;
-  if (gb_s > 0) {
-    // A file with nothing in it, as long as the simulated extents are; a block per expert, whatever an expert weighs.
-    std::string name = (std::filesystem::temp_directory_path() / "expert_io-XXXXXX").string();  // mkstemp replaces the letters
-    const int fd = ::mkstemp(name.data());
-    scratch = name;
-    const uint64_t bytes = static_cast<uint64_t>(trace.n_layer * trace.n_expert) * 4096;
-    if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) return fail(Code::unavailable, "no scratch file " + name);
-    ::close(fd);
-    source = slab_source(trace, scratch, 4096, bytes);
-  } else {
+  if (gb_s <= 0) {
     const bool gguf = v.count("raw") == 0;
     if (gguf) {
       FTH_ASSIGN_OR_RETURN(source, gguf_source(text("file"), &expert_bytes));
@@ -319,9 +246,11 @@ Result<> run(const po::variables_map& v) {
       std::printf("  read %-9s depth %u: %.2f GB/s\n", format_bytes(r.request_bytes).c_str(), r.queue_depth, r.bytes_per_s / 1e9);
     std::printf("  %s; best: depth %u, %s\n", m.reader.c_str(), m.best.queue_depth, format_bytes(m.best.request_bytes).c_str());
   }
-  uint64_t n_total = 0;
-  for (const auto& l : source.layers) n_total += static_cast<uint64_t>(l.n_expert);
-  FTH_ASSIGN_OR_RETURN(const uint64_t slot_bytes, ExpertStore::slot_bytes(source));
+  uint64_t n_total = 0, slot_bytes = expert_bytes;
+  for (const bool sparse : trace.sparse) n_total += sparse ? static_cast<uint64_t>(trace.n_expert) : 0;
+  if (gb_s <= 0) {
+    FTH_ASSIGN_OR_RETURN(slot_bytes, ExpertStore::slot_bytes(source));
+  }
 
   std::vector<Row> rows;
   const int repeats = v["repeats"].as<int>();
@@ -330,15 +259,15 @@ Result<> run(const po::variables_map& v) {
     const uint64_t n_slots =
         s.back() == '%' ? static_cast<uint64_t>(number / 100 * static_cast<double>(n_total) + 0.5) : static_cast<uint64_t>(number);
     for (int repeat = 0; repeat < repeats; ++repeat)
-      for (const std::string& policy : split(text("policy")))
-        for (const std::string& reader : split(gb_s > 0 ? "auto" : text("reader")))
-          for (const std::string& depth : split(gb_s > 0 ? "16" : text("depth"))) {
-            if (policy == "optimum") {
-              if (n_slots >= static_cast<uint64_t>(trace.top_k))
-                rows.push_back(optimum(trace, n_slots, work, expert_bytes, static_cast<double>(expert_bytes) / rate));
-              if (!rows.empty()) rows.back().slots = n_slots, rows.back().reader = "-";
-              continue;
-            }
+      for (const std::string& policy : split(text("policy"))) {
+        if (gb_s > 0 || policy == "optimum") {
+          FTH_ASSIGN_OR_RETURN(Row row, simulate(trace, policy, n_slots, work, expert_bytes, rate));
+          row.policy = policy, row.reader = "sim", row.slots = n_slots;
+          rows.push_back(row);
+          continue;
+        }
+        for (const std::string& reader : split(text("reader")))
+          for (const std::string& depth : split(text("depth"))) {
             ExpertStoreOptions options;
             options.bytes = n_slots * slot_bytes;
             options.reader = reader;
@@ -346,21 +275,15 @@ Result<> run(const po::variables_map& v) {
             options.queue_depth = static_cast<uint32_t>(std::strtoul(depth.c_str(), nullptr, 10));
             options.request_bytes = v["request-bytes"].as<uint64_t>();
             options.direct = v.count("buffered") == 0;
-            const auto instant = [](const FileSet&, std::span<std::byte>, uint32_t) -> Result<std::unique_ptr<BlockReader>> {
-              return std::make_unique<InstantReader>();
-            };
-            FTH_ASSIGN_OR_RETURN(auto store, gb_s > 0 ? ExpertStore::open(source, options, instant) : ExpertStore::open(source, options));
+            FTH_ASSIGN_OR_RETURN(auto store, ExpertStore::open(source, options));
             if (v.count("verbose") > 0) std::printf("  %s\n", store->description().c_str());
-            FTH_ASSIGN_OR_RETURN(Row row, replay(trace, store.get(), work, gb_s > 0 ? static_cast<double>(expert_bytes) / rate : 0));
-            row.policy = policy, row.reader = gb_s > 0 ? "sim" : reader, row.slots = n_slots, row.depth = options.queue_depth;
-            if (gb_s > 0) row.bytes = row.bytes / 4096 * expert_bytes;
-            row.bound_io_s = static_cast<double>(row.bytes) / rate;
+            FTH_ASSIGN_OR_RETURN(Row row, run_store(trace, store.get(), work));
+            row.policy = policy, row.reader = reader, row.slots = n_slots, row.depth = options.queue_depth;
             rows.push_back(row);
           }
+      }
   }
-  for (Row& r : rows)
-    if (r.policy == "optimum") r.bound_io_s = static_cast<double>(r.bytes) / rate;
-  if (!scratch.empty()) std::filesystem::remove(scratch);
+  for (Row& r : rows) r.bound_io_s = static_cast<double>(r.bytes) / rate;
   print(rows, text("csv"), trace);
   return {};
 }
@@ -376,8 +299,8 @@ int main(int argc, char** argv) {
       "generate", text(), "make one instead: skewed or uniform")("out,o", text(), "write the trace")(
       "layers", po::value<int64_t>()->default_value(32))("experts", po::value<int64_t>()->default_value(32))(
       "top-k", po::value<int64_t>()->default_value(4))("tokens", po::value<int64_t>()->default_value(512))(
-      "seed", po::value<uint64_t>()->default_value(1))("hot", po::value<double>()->default_value(0.25), "share of hot experts")(
-      "hot-uses", po::value<double>()->default_value(0.5), "their share of the uses")(
+      "seed", po::value<uint64_t>()->default_value(1))("hot", po::value<double>()->default_value(0.22), "share of hot experts")(
+      "hot-uses", po::value<double>()->default_value(0.8), "their share of the uses")(
       "stay", po::value<double>()->default_value(0.98), "chance that the topic stays")("file,f", text(), "read from this model")(
       "raw", "the file is any file: experts are slabs of --expert-bytes in it")(
       "expert-bytes", po::value<uint64_t>()->default_value(1990656), "of one expert, for --raw and --simulate")(
@@ -391,6 +314,8 @@ int main(int argc, char** argv) {
                                                                                  "guess the next layer with this accuracy")(
       "warmup", po::value<int64_t>(), "tokens that are not counted; default an eighth")("repeats", po::value<int>()->default_value(1))(
       "csv", text(), "also write the table here")("verbose,v", "");
+  std::string command = "expert_io";
+  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
   po::variables_map v;
   try {
     po::store(po::parse_command_line(argc, argv, all), v);
@@ -403,7 +328,7 @@ int main(int argc, char** argv) {
     std::cout << all;
     return v.count("help") > 0 ? 0 : 2;
   }
-  if (const auto r = fth::bench::run(v); !r) {
+  if (const auto r = fth::bench::run(v, command); !r) {
     std::fprintf(stderr, "expert_io: %s\n", r.error().message.c_str());
     return 1;
   }

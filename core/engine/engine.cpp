@@ -118,48 +118,9 @@ Result<> Engine::Impl::detect() {
   return {};
 }
 
-Result<> Engine::Impl::decide() {
-  const KvOptions& kv = options.kv;
-  auto in_memory = decide_for(0, 0);
-  if (kv.placement == KvPlacement::memory || (!in_memory && in_memory.error().code != Code::resource_exhausted)) return in_memory;
+Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resident_pages) {
   const Config& c = model->config;
-  const int64_t cycles = c.is_sparse() ? std::min(2 * c.n_layer * c.top_k, c.n_layer * c.n_expert) : 0;
-  const int64_t in_pages =
-      std::count_if(model->layers.begin(), model->layers.end(), [&](const Layer& l) { return l.window == 0 || l.window >= options.n_ctx; });
-  const bool tight = !in_memory || (streamed() && options.stream.slots == 0 && plan.expert_slots < cycles);
-  // Two layers' pages are in RAM at any time: with fewer than three there is nothing to gain.
-  if (kv.placement == KvPlacement::automatic && (!tight || in_pages < 3)) return in_memory;
-  if (kv.page_tokens < 32 || kv.page_tokens % 32 != 0)
-    return fail(Code::invalid_argument, "KV pages of " + std::to_string(kv.page_tokens) + " tokens: a multiple of 32 is possible");
-  if (in_pages == 0) return fail(Code::invalid_argument, "the KV cache cannot be on storage: every layer of the model has a window");
-
-  const int64_t slots_in_memory = plan.expert_slots;
-  const int64_t least = KvPagesShape::least_resident(shapes.max_bucket, kv.page_tokens);
-  auto on_storage = decide_for(kv.page_tokens, least);
-  const bool better = on_storage && (!in_memory || plan.expert_slots > slots_in_memory);
-  if (in_memory && !better && kv.placement == KvPlacement::automatic) return decide_for(0, 0);
-  FTH_RETURN_IF_ERROR(on_storage);  // its error has the smaller budget that would work
-  // What two tokens' experts leave goes to newer pages.
-  if (plan.ram_limit > plan.ram_bytes && kv.placement == KvPlacement::automatic) {
-    uint64_t room = plan.ram_limit - plan.ram_bytes;
-    if (plan.expert_slots > cycles) {
-      FTH_ASSIGN_OR_RETURN(const uint64_t slot, ExpertStore::slot_bytes(expert_source(*model)));
-      room += slot * static_cast<uint64_t>(plan.expert_slots - cycles);
-    }
-    const uint64_t step = static_cast<uint64_t>(in_pages - 2) * kv_pages.page_bytes();
-    const int64_t more = std::min(kv_pages.n_pages - least, static_cast<int64_t>(room / step));
-    if (more > 0) FTH_RETURN_IF_ERROR(decide_for(kv.page_tokens, least + more));
-  }
-  plan.notes.push_back("the KV cache of " + std::to_string(in_pages) + " layers without a window is on storage but for the newest " +
-                       std::to_string(kv_pages.resident * kv_pages.page_cells) + " tokens: a full context reads " +
-                       format_bytes(static_cast<uint64_t>(kv_pages.n_layers * kv_pages.staged()) * kv_pages.page_bytes()) +
-                       " per token from " + kv.directory.string() +
-                       "; --kv-type q8_0 halves it, a larger --ram or a smaller --ctx avoids it");
-  return {};
-}
-
-Result<> Engine::Impl::decide_for(int64_t page_cells, int64_t resident_pages) {
-  const Config& c = model->config;
+  options.ubatch = ubatch;
   if (options.n_ctx == 0) options.n_ctx = std::min(c.n_ctx, kDefaultCtx);
   if (options.n_ctx < 1 || options.n_ctx > c.n_ctx)
     return fail(Code::invalid_argument, "context of " + std::to_string(options.n_ctx) + " tokens: the model allows 1 to " +
@@ -183,7 +144,8 @@ Result<> Engine::Impl::decide_for(int64_t page_cells, int64_t resident_pages) {
     p.name = entry.device.name();
     p.host_memory = entry.device.reads_host_memory();
     p.memory_bytes = entry.device.info().free_bytes;
-    if (!p.host_memory) p.copy_bytes_per_second = measure_copy(entry.device);
+    if (copy_speed.size() == d) copy_speed.push_back(p.host_memory ? 0 : measure_copy(entry.device));
+    p.copy_bytes_per_second = copy_speed[d];
     p.refusal = entry.refusal;
     devices.push_back(std::move(p));
   }
@@ -228,6 +190,8 @@ Result<> Engine::Impl::decide_for(int64_t page_cells, int64_t resident_pages) {
           cost.supported = true;
           cost.seconds = estimate->seconds;
         }
+        if (bucket == shapes.max_bucket && kind != SegmentKind::head)
+          cost.step_seconds = estimate->seconds * static_cast<double>(options.ubatch) / static_cast<double>(bucket);
         cost.workspace_bytes = std::max(cost.workspace_bytes, estimate->workspace_bytes);
         cost.resident_bytes += estimate->resident_bytes;
       }
@@ -260,9 +224,9 @@ Result<> Engine::Impl::decide_for(int64_t page_cells, int64_t resident_pages) {
   p.rules = options.rules;
   p.n_ctx = options.n_ctx;
   p.ubatch = options.ubatch;
-  const uint64_t program = resident_memory() + kProgramSlack;
+  if (program_bytes == 0) program_bytes = resident_memory() + kProgramSlack;
   const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand) {
-    std::vector<Arena> fixed = {{"program", "ram", program}, {"activations", "ram", activation_bytes(*this)}};
+    std::vector<Arena> fixed = {{"program", "ram", program_bytes}, {"activations", "ram", activation_bytes(*this)}};
     if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
     if (kv_pages.n_layers > 0) fixed.push_back({"kv cache, from storage", "ram", kv_pages.staging_bytes()});
     auto mine = segments;
@@ -350,6 +314,7 @@ Engine::~Engine() = default;
 Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   auto impl = std::make_unique<Impl>();
   impl->options = options;
+  impl->ubatch_wanted = options.ubatch;
   FTH_ASSIGN_OR_RETURN(impl->model, load_model(options.model, options.overrides));
   FTH_ASSIGN_OR_RETURN(impl->tokenizer, Tokenizer::from_gguf(impl->model->file));
   if (impl->tokenizer->size() > impl->model->config.n_vocab)

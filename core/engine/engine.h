@@ -22,7 +22,7 @@
 #include "core/device/registry.h"
 #include "core/engine/session.h"
 #include "core/model/config.h"
-#include "core/plan/plan.h"
+#include "core/plan/stream_model.h"
 #include "core/text/chat_template.h"
 #include "core/text/tokenizer.h"
 
@@ -47,21 +47,24 @@ enum class Guess { automatic, on, off };  // automatic: tried both ways every fe
 struct StreamOptions {  // docs/memory.md
   int64_t slots = 0;    // experts kept in RAM; 0: as many as the budget leaves room for
   std::string reader = "auto", policy = "auto";
-  uint32_t queue_depth = 0;        // 0: the reader's default
+  uint32_t queue_depth = 0;        // reads in flight at most; 0: the reader's default
+  uint64_t request_bytes = 0;      // longest single read, a multiple of 4096; 0: the store's default
+  StorageSpeed storage;            // measured; 0 when unknown: the plan's choices then rest on 1 GB/s
+  std::string tuning;              // where depth, length and speed come from, for Engine::streaming(); may be empty
   bool direct = true;              // past the page cache where the file system can
   Guess guess = Guess::automatic;  // read ahead for the next layer what its router says of this layer's input
   bool early_gates = true;         // compute the gate of an expert while its up and down are still being read
   std::string tier = "auto";       // device whose spare memory holds more experts; "off"; auto: the first in use that has memory of its own
-  bool prefetch = true;            // ask for a layer's experts before its attention; false: after it, as a router behind attention would have to
-  bool verify = false;             // check each expert's checksum as it lands (packed models)
+  bool prefetch = true;  // ask for a layer's experts before its attention; false: after it, as a router behind attention would have to
+  bool verify = false;   // check each expert's checksum as it lands (packed models)
 };
 
 struct EngineOptions {
   std::filesystem::path model;
   std::vector<Override> overrides;
   RegistryOptions registry;
-  int64_t n_ctx = 0;     // 0: the model's own, at most 4096
-  int64_t ubatch = 512;  // tokens per prefill step, at most 512
+  int64_t n_ctx = 0;   // 0: the model's own, at most 4096
+  int64_t ubatch = 0;  // tokens per prefill step, at most 512; 0: the planner chooses
   KvOptions kv;
   uint64_t ram_budget = 0;  // bytes; 0: what is free
   uint64_t vram_budget = 0;
@@ -83,6 +86,8 @@ class Engine {
 
   const Model& model() const;
   const Plan& plan() const;
+  // The plan that another --ram would give, all else equal; Engine's own stays. Errors: those of make_plan.
+  Result<Plan> plan_within(uint64_t ram_budget);
   const Tokenizer& tokenizer() const;
   // The file's template, or ChatML when it has none or one that cannot be parsed: template_note() says so then.
   const ChatTemplate& chat_template() const;
@@ -90,7 +95,7 @@ class Engine {
   Registry& registry();
   const EngineOptions& options() const;  // with the defaults filled in
 
-  // How experts are read, "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse"; empty when they are resident.
+  // How experts are read, "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse; " and StreamOptions::tuning; empty when they are resident.
   std::string streaming() const;
 
   // The warm set, which experts were used how often: a file that one process leaves and the next begins with (docs/memory.md). Results never depend on it.
@@ -103,6 +108,8 @@ class Engine {
   // Keeps the n most used experts in their slots as long as the engine lives; how many there were (fewer than n when fewer are known).
   // resource_exhausted, and nothing is pinned, when fewer than top_k slots would be left; failed_precondition when experts are resident.
   Result<int64_t> pin_most_used(int64_t n);
+
+  uint64_t slot_bytes() const;  // of one streamed expert, blocks included; 0 for a dense model
 
   // resource_exhausted when the KV cache cannot be allocated.
   Result<Session> new_session();

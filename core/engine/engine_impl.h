@@ -65,7 +65,10 @@ struct Engine::Impl {
   std::unique_ptr<Registry> registry;  // outlives everything below
   Plan plan;
   SegmentShapes shapes;
-  KvPagesShape kv_pages;  // of the caches in pages; n_layers 0: there are none
+  KvPagesShape kv_pages;           // of the caches in pages; n_layers 0: there are none
+  uint64_t program_bytes = 0;      // resident when the first plan was made
+  std::vector<double> copy_speed;  // [device], measured once
+  int64_t ubatch_wanted = 0;       // options.ubatch as it was given
 
   // Devices whose memory is the host's share space 0; every other device has a space of its own.
   std::vector<size_t> space_of;     // [device]
@@ -97,10 +100,14 @@ struct Engine::Impl {
   // The buffer of a weight on a device: imported where the device reads host memory, copied there once otherwise.
   Result<const Buffer*> weight(size_t device, const Weight& w);
 
-  Result<> detect();                                                // devices and spaces
-  Result<> decide();                                                // the plan
-  Result<> decide_for(int64_t page_cells, int64_t resident_pages);  // with the caches of global layers in pages, or with 0 in one piece
-  Result<> find_tier();                                             // spare device memory for experts
+  Result<> detect();  // devices and spaces
+  // The plan: with the ubatch that options name or the best one; then with the KV cache in memory or on storage; then for one choice of all.  [decide.cpp]
+  Result<> decide();
+  Result<> decide_with(int64_t ubatch);
+  double expected_decode_seconds() const;  // of a token under the plan, reads from storage included
+  // page_cells: the caches of layers without a window in pages of so many positions, resident_pages of each in RAM; 0: all caches in one piece.  [engine.cpp]
+  Result<> plan_for(int64_t ubatch, int64_t page_cells, int64_t resident_pages);
+  Result<> find_tier();  // spare device memory for experts
   Result<> make_resident();
   Result<> make_streamed();
   Result<> make_workspaces();

@@ -131,6 +131,7 @@ Result<> Engine::Impl::make_streamed() {
   o.reader = options.stream.reader;
   o.policy = options.stream.policy;
   o.queue_depth = options.stream.queue_depth;
+  o.request_bytes = options.stream.request_bytes;
   o.direct = options.stream.direct;
   o.verify = options.stream.verify;
   if (plan.tier_slots > 0) {
@@ -154,7 +155,17 @@ Result<> Engine::Impl::read_embedding_rows(std::span<const int32_t> ids) {
   return {};
 }
 
-std::string Engine::streaming() const { return impl_->store == nullptr ? std::string() : impl_->store->description(); }
+std::string Engine::streaming() const {
+  if (impl_->store == nullptr) return {};
+  const std::string& why = impl_->options.stream.tuning;
+  return impl_->store->description() + (why.empty() ? "" : "; " + why);
+}
+
+uint64_t Engine::slot_bytes() const {
+  if (!impl_->model->config.is_sparse()) return 0;
+  const auto bytes = ExpertStore::slot_bytes(expert_source(*impl_->model));
+  return bytes ? *bytes : 0;
+}
 
 uint64_t Engine::fingerprint() const { return fth::fingerprint(*impl_->model); }
 

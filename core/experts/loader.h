@@ -80,7 +80,7 @@ class Loader {
   uint64_t request_bytes_;
   std::vector<Piece> pieces_;
   std::vector<uint32_t> free_pieces_;
-  std::vector<Job> jobs_;  // by slot
+  std::vector<Job> jobs_;                       // by slot
   std::array<std::deque<uint32_t>, 6> queues_;  // by urgency; of each, fronts before the rest
   uint32_t in_flight_ = 0, waiting_ = 0;
   uint64_t guess_bytes_ = 0;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 
 #include "core/base/bytes.h"
 #include "core/experts/block_reader.h"
@@ -12,8 +13,9 @@
 namespace fth {
 namespace {
 
-constexpr uint32_t kDepths[] = {1, 2, 4, 8};
+constexpr uint32_t kDepths[] = {1, 2, 4, 8, 16};
 constexpr uint64_t kLengths[] = {256 * kKiB, kMiB};
+constexpr double kRows = static_cast<double>(std::size(kDepths) * std::size(kLengths));
 constexpr double kClose = 0.95;
 
 Result<ReadSpeed> measure_row(const FileSet& files, BlockReader* reader, std::span<std::byte> memory, uint32_t depth, uint64_t length,
@@ -61,16 +63,25 @@ Result<ReadMeasurement> measure_reads(const std::filesystem::path& path, const s
   const uint32_t deepest = *std::max_element(std::begin(kDepths), std::end(kDepths));
   FTH_ASSIGN_OR_RETURN(const SlotMemory memory, SlotMemory::allocate(deepest * kLengths[1], true));
   FTH_ASSIGN_OR_RETURN(const auto reader, open_reader(reader_name, files, memory.bytes(), deepest));
-  ReadMeasurement m{reader->name() + (files.direct() ? ", O_DIRECT" : ", buffered"), files.direct(), {}, {}};
+  ReadMeasurement m{reader->name() + (files.direct() ? ", O_DIRECT" : ", buffered"), files.direct(), {}, 0, 0, {}};
   uint64_t random = 1;
   for (const uint64_t length : kLengths) {
     for (const uint32_t depth : kDepths) {
-      FTH_ASSIGN_OR_RETURN(const ReadSpeed row, measure_row(files, reader.get(), memory.bytes(), depth, length, seconds / 8, &random));
+      FTH_ASSIGN_OR_RETURN(const ReadSpeed row, measure_row(files, reader.get(), memory.bytes(), depth, length, seconds / kRows, &random));
       m.rows.push_back(row);
     }
   }
   const auto fastest =
       *std::max_element(m.rows.begin(), m.rows.end(), [](const auto& a, const auto& b) { return a.bytes_per_s < b.bytes_per_s; });
+  std::vector<double> speeds;
+  for (const ReadSpeed& r : m.rows) speeds.push_back(r.bytes_per_s);
+  std::sort(speeds.rbegin(), speeds.rend());
+  m.steady_bytes_per_s = speeds[2];
+  for (const ReadSpeed& r : m.rows) {
+    if (r.queue_depth != 1 || r.request_bytes != m.rows.back().request_bytes || r.bytes_per_s <= 0) continue;
+    const auto bytes = static_cast<double>(r.request_bytes);
+    m.wait_s = std::max(0.0, bytes / r.bytes_per_s - bytes / m.steady_bytes_per_s);
+  }
   m.best = fastest;
   for (const ReadSpeed& r : m.rows)
     if (r.bytes_per_s >= kClose * fastest.bytes_per_s && r.queue_depth * r.request_bytes < m.best.queue_depth * m.best.request_bytes)

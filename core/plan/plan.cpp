@@ -171,9 +171,11 @@ class Planner {
         }
       }
       plan.seconds_per_token += step_seconds(s == 0 ? 0 : choice_[s - 1], s, choice_[s]);
+      plan.step_seconds += segments_[s].cost[choice_[s]].step_seconds;
       plan.placements.push_back(std::move(p));
     }
     plan.bytes_per_token = bytes_per_token;
+    plan.ubatch = options_.ubatch;
     plan.refusals = std::move(refusals_);
     plan.devices = std::move(devices_);
     return plan;

@@ -30,6 +30,7 @@ struct SegmentCost {  // on one device
   bool supported = false;
   std::string reason;  // when not supported
   double seconds = 0;
+  double step_seconds = 0;  // for one prefill step of PlanOptions::ubatch tokens; 0 for the head, which runs for the last one only
   uint64_t workspace_bytes = 0;
   uint64_t resident_bytes = 0;
 };
@@ -92,7 +93,9 @@ struct Plan {
   uint64_t ram_bytes = 0;    // sum of the "ram" arenas: predicted peak RSS
   uint64_t ram_limit = 0;
   uint64_t bytes_per_token = 0;
-  double seconds_per_token = 0;  // predicted decode
+  double seconds_per_token = 0;  // predicted decode, all experts at hand
+  int64_t ubatch = 0;            // tokens of a prefill step
+  double step_seconds = 0;       // predicted for one such step, all experts at hand
   double tokens_per_second() const { return seconds_per_token > 0 ? 1 / seconds_per_token : 0; }
 };
 

@@ -208,7 +208,7 @@ TEST(Measure, FindsADepthAndALength) {
   for (const char* reader : {"auto", "pread"}) {
     const auto m = measure_reads(path, reader, 0.05);
     ASSERT_TRUE(m) << m.error().message;
-    ASSERT_EQ(m->rows.size(), 8u);
+    ASSERT_EQ(m->rows.size(), 10u);
     double fastest = 0;
     for (const auto& r : m->rows) {
       EXPECT_GT(r.bytes_per_s, 0);
@@ -216,6 +216,10 @@ TEST(Measure, FindsADepthAndALength) {
     }
     EXPECT_GE(m->best.bytes_per_s, 0.95 * fastest);
     EXPECT_GE(m->best.queue_depth, 1u);
+    EXPECT_GT(m->steady_bytes_per_s, 0);
+    EXPECT_LE(m->steady_bytes_per_s, fastest);
+    EXPECT_GE(m->wait_s, 0);
+    EXPECT_LT(m->wait_s, 1);
   }
   EXPECT_EQ(measure_reads(folder / "none").error().code, Code::not_found);
   test::write_file(folder / "short", 10, 1);

@@ -36,7 +36,7 @@ struct DoctorFlags : CommonFlags {
 void describe(DoctorFlags& f, po::options_description& options) {
   options.add_options()                                                                                                        //
       ("model,m", po::value(&f.model)->value_name("FILE"), "the model whose disk and size are checked (default: as for run)")  //
-      ("refresh", po::bool_switch(&f.refresh), "measure the memory bandwidth again");
+      ("refresh", po::bool_switch(&f.refresh), "measure the memory bandwidth and the disk again");
   add_devices(f.devices, options);
   add_common(f, options, "print one JSON object");
 }
@@ -180,6 +180,9 @@ Result<int> run(DoctorFlags& f) {
   const auto model = find_model(f.model);
   if (!model && !f.model.empty()) return tl::unexpected<Error>(model.error());
   std::error_code error;
+  // Before any thread, as the bandwidth.
+  const StorageProfile storage =
+      model ? storage_profile(*model, "auto", f.refresh ? Measure::anew : Measure::once, IfUnknown::measure) : StorageProfile{};
   const uint64_t model_bytes = model ? std::filesystem::file_size(*model, error) : 0;
   check_memory(checks, error ? 0 : model_bytes);
   check_cores(checks);
@@ -193,6 +196,10 @@ Result<int> run(DoctorFlags& f) {
   FTH_RETURN_IF_ERROR(check_devices(checks, f, profile));
   if (model) {
     check_disk(checks, *model);
+    const bool fast = storage.bytes_per_second > 0;
+    checks.push_back({fast ? Level::ok : Level::warn, "storage",
+                      (fast ? format_rate(storage.bytes_per_second) + " while the cores compute, " : "") + storage.note,
+                      fast ? "" : "nothing to do for a model that fits in memory; otherwise the plan of a streamed one assumes 1 GB/s"});
     check_model(checks, *model);
   } else {
     checks.push_back({Level::warn, "model", model.error().message, ""});
@@ -207,8 +214,10 @@ Result<int> run(DoctorFlags& f) {
                        {"subject", utf8_lossy(check.subject)},
                        {"finding", utf8_lossy(check.finding)},
                        {"next_step", utf8_lossy(check.next_step)}});
-    FTH_RETURN_IF_ERROR(put(json_text(boost::json::object{
-        {"worst", kLevels[static_cast<size_t>(worst)]}, {"bytes_per_second", profile.bytes_per_second}, {"checks", std::move(lines)}})));
+    FTH_RETURN_IF_ERROR(put(json_text(boost::json::object{{"worst", kLevels[static_cast<size_t>(worst)]},
+                                                          {"bytes_per_second", profile.bytes_per_second},
+                                                          {"storage_bytes_per_second", storage.bytes_per_second},
+                                                          {"checks", std::move(lines)}})));
   } else {
     constexpr const char* kColours[] = {"\033[32m", "\033[33m", "\033[31m"};
     const bool colour = wants_colour(STDOUT_FILENO);

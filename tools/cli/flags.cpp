@@ -43,7 +43,7 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
   options.add_options()                                                                                                       //
       ("model,m", value(&flags.model, "FILE"), "the model, a GGUF file (default: $FORETHOUGHT_MODEL, then the bundled one)")  //
       ("ctx,c", value(&flags.ctx, "N"), "context length in tokens (default: the model's own, at most 4096)")                  //
-      ("ubatch", value(&flags.ubatch, "N"), "-ub N: tokens per prefill step, 1 to 512 (default: 512)")                        //
+      ("ubatch", value(&flags.ubatch, "N"), "-ub N: tokens per prefill step, 1 to 512 (default: what is fastest)")            //
       ("ram", value(&flags.ram, "SIZE"), "most memory this process may use, such as 1GiB or 800MB (default: what is free)")   //
       ("vram", value(&flags.vram, "SIZE"), "most memory to use on each device that has its own")                              //
       ("device", value(&flags.device, "NAME"), "use this device, and the CPU only for what it refuses")                       //
@@ -58,7 +58,7 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("expert-slots", value(&flags.slots, "N"), "streamed experts kept in memory (default: what --ram leaves room for)")  //
       ("expert-reader", value(&flags.reader, "NAME"), "auto, uring or pread")                                              //
       ("expert-policy", value(&flags.policy, "NAME"), "which expert makes room: auto, lru, lfu or reuse")                  //
-      ("expert-queue", value(&flags.queue_depth, "N"), "reads in flight at most (default: the reader's own)")              //
+      ("expert-queue", value(&flags.queue_depth, "N"), "reads in flight at most (default: measured for the disk)")         //
       ("expert-buffered", po::bool_switch(&flags.buffered), "read through the page cache instead of past it")              //
       ("expert-guess", value(&flags.guess, "WHEN"),
        "read ahead what the next layer's router says early: auto, on or off (default: auto)")  //
@@ -67,7 +67,7 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("expert-early-gates", value(&flags.early_gates, "WHEN"),
        "on: compute the gate of an expert while the rest of it is being read; off, to compare (default: on)")  //
       ("expert-tier", value(&flags.tier, "DEVICE"),
-       "keep more experts in spare memory of a device, or off (default: auto, a device in use with memory of its own)")    //
+       "keep more experts in spare memory of a device, or off (default: auto, a device in use with memory of its own)")  //
       ("verify-experts", po::bool_switch(&flags.verify_experts), "check each streamed expert's checksum (packed models)");
   add_devices(flags, options);
 }

@@ -30,7 +30,7 @@ struct DeviceFlags {
 struct EngineFlags : DeviceFlags {
   std::string model;
   std::vector<std::string> overrides, places;
-  int64_t ctx = 0, ubatch = 512;
+  int64_t ctx = 0, ubatch = 0;  // ubatch 0: the planner chooses
   std::string ram, vram, device;
   std::string kv_type = "f16", kv_place = "auto", kv_directory;
   // Experts streamed from storage: docs/memory.md.
@@ -39,6 +39,8 @@ struct EngineFlags : DeviceFlags {
   std::string prefetch = "on", guess = "auto";
   bool verify_experts = false, buffered = false;
   std::string tier = "auto", early_gates = "on";
+  std::string storage_speed;   // of plan alone: overrules what was measured
+  bool wants_storage = false;  // of plan --sweep: some of its budgets stream, even if the largest does not
 };
 
 // Which experts a run begins with: warm.h.

@@ -12,16 +12,15 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <optional>
-#include <sstream>
 #include <thread>
 #include <vector>
 
 #include "core/base/bytes.h"
 #include "core/device/registry.h"
 #include "tools/cli/bandwidth.h"
+#include "tools/cli/cache_file.h"
 #include "tools/cli/int8_peak.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
@@ -32,24 +31,9 @@ namespace {
 
 namespace json = boost::json;
 using Clock = std::chrono::steady_clock;
-
-std::filesystem::path cache_file() {
-  const auto folder = cache_folder();
-  return folder.empty() ? folder : folder / "machine.json";
-}
+constexpr std::string_view kKey = "machines";
 
 bool plausible(double per_second) { return per_second > 1e8 && per_second < 1e16; }  // bytes or operations
-
-json::array read_entries(const std::filesystem::path& path) {
-  std::ifstream in(path);
-  std::stringstream content;
-  content << in.rdbuf();
-  json::error_code error;
-  const json::value root = json::parse(content.str(), error);
-  const json::object* object = error ? nullptr : root.if_object();
-  const json::value* entries = object == nullptr ? nullptr : object->if_contains("machines");
-  return entries != nullptr && entries->is_array() ? entries->get_array() : json::array();
-}
 
 bool same_machine(const json::value& entry, const MachineProfile& machine, uint64_t l3) {
   const json::object* o = entry.if_object();
@@ -60,31 +44,14 @@ bool same_machine(const json::value& entry, const MachineProfile& machine, uint6
          cache->get_int64() == static_cast<int64_t>(l3);
 }
 
-// A figure measured while other programs run is too low: it is measured again at each start, and the best kept, until one comes from a quiet machine.
-bool machine_is_busy() {
-  double load = 0;
-  return ::getloadavg(&load, 1) == 1 && load > 0.5 * std::thread::hardware_concurrency();
-}
-
-// Written beside and renamed: two programs that start at once leave one whole file. A cache that cannot be written is only measured again.
 bool store(const std::filesystem::path& path, json::array entries, const MachineProfile& machine, uint64_t l3, bool busy) {
-  std::error_code error;
-  std::filesystem::create_directories(path.parent_path(), error);
   for (auto it = entries.begin(); it != entries.end();) it = same_machine(*it, machine, l3) ? entries.erase(it) : it + 1;
   entries.push_back({{"cpu", machine.cpu},
                      {"threads", static_cast<int64_t>(machine.threads)},
                      {"l3_bytes", static_cast<int64_t>(l3)},
                      {"bytes_per_second", machine.bytes_per_second},
                      {"busy", busy}});
-  auto temporary = path;
-  temporary += text(".%ld", static_cast<long>(::getpid()));
-  {
-    std::ofstream out(temporary);
-    out << json_text({{"machines", entries}});
-    if (!out) return false;
-  }
-  std::filesystem::rename(temporary, path, error);
-  return !error;
+  return write_entries(path, kKey, entries);
 }
 
 // Best pass over `bytes` of memory with n threads, in bytes per second; 0 when the memory cannot be had. Runs in the child.
@@ -180,8 +147,8 @@ MachineProfile machine_profile(uint32_t n_threads, Measure measure_when) {
   out.threads = n_threads > 0 ? n_threads : usable_cores();
   const uint64_t l3 = l3_bytes();
   const bool busy = machine_is_busy();
-  const auto path = cache_file();
-  const json::array entries = path.empty() ? json::array() : read_entries(path);
+  const auto path = cache_file("machine.json");
+  const json::array entries = read_entries(path, kKey);
   double known = 0;
   if (measure_when != Measure::anew) {
     for (const auto& entry : entries) {
@@ -212,7 +179,7 @@ MachineProfile machine_profile(uint32_t n_threads, Measure measure_when) {
     return out;
   }
   out.bytes_per_second = std::max(known, *figure);
-  const bool stored = !path.empty() && store(path, entries, out, l3, busy);
+  const bool stored = store(path, entries, out, l3, busy);
   out.note = busy ? "measured now on a busy machine" : "measured now";
   out.note += stored ? ", kept in " + path.string() : "; it cannot be kept, set XDG_CACHE_HOME to a folder that can be written";
   return out;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "core/base/bytes.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
@@ -93,7 +94,7 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   FTH_ASSIGN_OR_RETURN(out.overrides, parse_overrides(flags.overrides));
   FTH_ASSIGN_OR_RETURN(out.registry, registry_options(flags, profile, log));
   if (flags.ctx < 0) return fail(Code::invalid_argument, text("--ctx %lld: must be positive", static_cast<long long>(flags.ctx)));
-  if (flags.ubatch < 1 || flags.ubatch > 512)
+  if (flags.ubatch < 0 || flags.ubatch > 512)
     return fail(Code::invalid_argument, text("-ub %lld: must be 1 to 512", static_cast<long long>(flags.ubatch)));
   const auto kv = dtype_from_name(flags.kv_type);
   if (!kv || (*kv != DType::f16 && *kv != DType::f32 && *kv != DType::q8_0))
@@ -150,13 +151,56 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   return out;
 }
 
+// Whether experts may have to come from storage, before the model is looked at: its weights are about as large as its file.
+bool may_stream(const EngineOptions& options, const std::filesystem::path& model) {
+  if (options.experts != ExpertPlacement::automatic) return options.experts == ExpertPlacement::streamed;
+  std::error_code error;
+  const uint64_t bytes = std::filesystem::file_size(model, error);
+  const uint64_t budget = options.ram_budget != 0 ? options.ram_budget : read_memory().free_for_us();
+  return !error && bytes + bytes / 2 + kGiB > budget;  // a KV cache, activations and the program come on top
+}
+
+// Queue depth, length and speed of reads: the user's, else what the disk measured.
+StorageProfile tune(StreamOptions& s, const EngineFlags& flags, const std::filesystem::path& model, Measure measure, IfUnknown if_unknown) {
+  constexpr uint32_t kLeastDepth = 8;  // a layer's misses are under way together: nobody submits more while attention computes
+  StorageProfile out;
+  if (!flags.storage_speed.empty()) {
+    // What if the disk were of that speed: its queue and waits are nobody's to measure.
+    if (const auto speed = parse_speed("--storage-speed", flags.storage_speed)) out.bytes_per_second = *speed;
+    out.note = "as --storage-speed says";
+  } else if (!s.direct) {
+    out.note = "storage not measured: reads go through the page cache";
+  } else {
+    out = storage_profile(model, s.reader, measure, if_unknown);
+  }
+  s.storage = {out.bytes_per_second, out.wait_seconds};
+  if (out.queue_depth == 0) return out;
+  s.request_bytes = out.request_bytes;
+  s.tuning =
+      format_rate(out.bytes_per_second) + text(" measured from %u x ", out.queue_depth) + format_bytes(out.request_bytes) + " in flight on";
+  if (s.queue_depth != 0) return out;
+  s.queue_depth = std::max(out.queue_depth, kLeastDepth);
+  if (s.queue_depth > out.queue_depth) s.tuning += text(", a queue of %u so that a layer's reads are under way together", s.queue_depth);
+  return out;
+}
+
 }  // namespace
+
+Result<double> parse_speed(std::string_view option, std::string_view speed) {
+  std::string_view size = speed;
+  if (size.ends_with("/s")) size.remove_suffix(2);
+  const auto bytes = parse_bytes(size);
+  if (!bytes || *bytes < 1000)
+    return fail(Code::invalid_argument, std::string(option) + " " + std::string(speed) + ": write a speed such as 3.5GB/s or 800MB/s");
+  return static_cast<double>(*bytes);
+}
 
 Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth, Measure measure) {
   Opened out;
   out.log = std::make_unique<Log>(common);
   FTH_RETURN_IF_ERROR(engine_options(flags, {}, *out.log));  // a wrong option is said before anything is measured
   FTH_ASSIGN_OR_RETURN(out.model, find_model(flags.model));
+  if (!flags.storage_speed.empty()) FTH_RETURN_IF_ERROR(parse_speed("--storage-speed", flags.storage_speed));
   out.profile = machine_profile(static_cast<uint32_t>(flags.threads), measure);
   if (common.verbose)
     say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
@@ -164,6 +208,9 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   FTH_ASSIGN_OR_RETURN(auto options, engine_options(flags, out.profile, *out.log));
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
+  // Also where nothing is streamed, if it is known: a sweep asks for it.
+  out.storage = tune(options.stream, flags, out.model, measure,
+                     flags.wants_storage || may_stream(options, out.model) ? IfUnknown::measure : IfUnknown::leave);
   Progress bar("loading", Progress::Unit::bytes, !common.quiet);
   options.on_load = [&bar](uint64_t done, uint64_t total) { bar.update(done, total); };
   FTH_ASSIGN_OR_RETURN(out.engine, Engine::open(options));
@@ -171,6 +218,8 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   if (!common.quiet) {
     for (const std::string& note : out.engine->model().notes) say("note: " + printable(note));
     for (const std::string& note : out.engine->plan().notes) say("note: " + printable(note));
+    if (common.verbose && out.engine->plan().expert_slots > 0)
+      say("storage: " + (out.storage.bytes_per_second > 0 ? format_rate(out.storage.bytes_per_second) + ", " : "") + out.storage.note);
     if (common.verbose && !out.engine->streaming().empty()) say("experts: " + out.engine->streaming());
   }
   return out;

@@ -6,11 +6,13 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/engine/engine.h"
 #include "tools/cli/flags.h"
 #include "tools/cli/machine_profile.h"
+#include "tools/cli/storage_profile.h"
 
 namespace fth::cli {
 
@@ -29,6 +31,8 @@ class Log {
 
 // -m, then FORETHOUGHT_MODEL, then the bundled model. not_found when there is none of them.
 Result<std::filesystem::path> find_model(const std::string& given);
+// "3.5GB/s", bytes per second.
+Result<double> parse_speed(std::string_view option, std::string_view speed);
 Result<std::vector<Override>> parse_overrides(const std::vector<std::string>& given);
 // `log` must outlive the registry.
 Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log);
@@ -37,11 +41,12 @@ struct Opened {
   std::unique_ptr<Log> log;  // first: the engine's devices write to it until they are gone
   MachineProfile profile;
   std::filesystem::path model;
+  StorageProfile storage;  // of the model's disk; measured when experts may have to be streamed
   std::unique_ptr<Engine> engine;
 };
 
 enum class Depth { plan_only, weights };
-// Measures the machine first if that has not been done, in a child process: call before any thread exists.
+// Measures the machine first if that has not been done, in a child process: call before any thread exists. The model's disk is measured when experts are streamed.
 Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth = Depth::weights,
                            Measure measure = Measure::once);
 

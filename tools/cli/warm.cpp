@@ -20,7 +20,22 @@ bool is_tag(std::string_view task) {
          std::all_of(task.begin(), task.end(), [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-'; });
 }
 
+// In the cache folder, which may be unknown (empty).
+std::filesystem::path warm_set_of(const Engine& engine, const std::string& task) {
+  const auto folder = cache_folder();
+  return folder.empty() ? folder
+                        : folder / "warm" / (text("%016" PRIx64, engine.fingerprint()) + (task.empty() ? "" : "." + task) + ".warm");
+}
+
 }  // namespace
+
+std::filesystem::path warm_set_to_read(const std::string& set, const Engine& engine) {
+  if (set == "off") return {};
+  if (set != "auto") return set;
+  auto path = warm_set_of(engine, "");
+  std::error_code error;
+  return std::filesystem::exists(path, error) ? path : std::filesystem::path();
+}
 
 Result<> check_warm(const WarmFlags& flags) {
   const bool file = flags.set != "auto" && flags.set != "off";
@@ -45,10 +60,9 @@ Result<WarmSet> WarmSet::restore(const WarmFlags& flags, const CommonFlags& comm
   std::vector<std::filesystem::path> candidates;
   if (flags.set != "auto") {
     candidates.emplace_back(flags.set);
-  } else if (const auto folder = cache_folder(); !folder.empty()) {
-    const std::string model = text("%016" PRIx64, engine.fingerprint());
-    if (!flags.task.empty()) candidates.push_back(folder / "warm" / (model + "." + flags.task + ".warm"));
-    candidates.push_back(folder / "warm" / (model + ".warm"));
+  } else if (!cache_folder().empty()) {
+    if (!flags.task.empty()) candidates.push_back(warm_set_of(engine, flags.task));
+    candidates.push_back(warm_set_of(engine, ""));
   } else {
     if (!common.quiet) say("note: no warm set: neither XDG_CACHE_HOME nor HOME names a folder");
     return out;

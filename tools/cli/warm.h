@@ -13,6 +13,9 @@ namespace fth::cli {
 // Wrong options, before anything is opened. invalid_argument.
 Result<> check_warm(const WarmFlags& flags);
 
+// The file that --warm-set names or, with auto, the model's general set if there is one; empty: none.
+std::filesystem::path warm_set_to_read(const std::string& set, const Engine& engine);
+
 class WarmSet {
  public:
   // Reads experts into free slots and pins. Nothing when experts are resident. A set that is missing, damaged or of another model is said and ignored;

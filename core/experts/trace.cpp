@@ -1,5 +1,5 @@
 // Reading, writing, making up and describing traces.
-#include "bench/expert_io_trace.h"
+#include "core/experts/trace.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -11,13 +11,15 @@
 #include <numeric>
 #include <random>
 #include <string_view>
+#include <utility>
 
-namespace fth::bench {
+namespace fth {
 namespace {
 
 constexpr std::string_view kMagic = "forethought-trace 1";
 constexpr int64_t kMaxLayers = 4096, kMaxExperts = 4096;
-constexpr size_t kMaxRows = 50'000'000, kMaxIds = 400'000'000;
+constexpr double kNever = -1e30;  // log-odds of an expert that is not drawn
+constexpr uintmax_t kMostBytes = 256 << 20;
 
 bool take(std::string_view* line, int64_t* out) {
   while (!line->empty() && line->front() == ' ') line->remove_prefix(1);
@@ -29,13 +31,16 @@ bool take(std::string_view* line, int64_t* out) {
 
 }  // namespace
 
-Result<Trace> read_trace(const std::filesystem::path& path) {
+Result<ExpertTrace> read_trace(const std::filesystem::path& path) {
+  std::error_code error;
+  const uintmax_t bytes = std::filesystem::file_size(path, error);
+  if (error) return fail(Code::not_found, path.string() + ": " + error.message());
+  if (bytes > kMostBytes) return fail(Code::data_loss, path.string() + ": a trace of more than 256 MiB");
   std::ifstream in(path);
   if (!in) return fail(Code::not_found, path.string() + ": " + std::strerror(errno));
-  Trace t;
+  ExpertTrace t;
   std::string text;
   int64_t number = 0;
-  size_t ids = 0;
   const auto bad = [&](const std::string& what) {
     return fail(Code::data_loss, path.string() + ":" + std::to_string(number) + ": " + what);
   };
@@ -62,7 +67,7 @@ Result<Trace> read_trace(const std::filesystem::path& path) {
       if (t.n_layer == 0) return bad("a row before \"shape\"");
       int64_t token = 0, layer = 0, id = 0;
       if (!take(&line, &token) || !take(&line, &layer)) return bad("not \"TOKEN LAYER IDS...\"");
-      Trace::Row row{static_cast<int32_t>(token), static_cast<int32_t>(layer), {}};
+      ExpertTrace::Row row{static_cast<int32_t>(token), static_cast<int32_t>(layer), {}};
       while (take(&line, &id)) {
         if (id < 0 || id >= t.n_expert) return bad("expert " + std::to_string(id) + " of " + std::to_string(t.n_expert));
         if (std::find(row.experts.begin(), row.experts.end(), id) != row.experts.end())
@@ -75,8 +80,6 @@ Result<Trace> read_trace(const std::filesystem::path& path) {
       if (layer < 0 || layer >= t.n_layer || !follows) return bad("tokens and layers do not come in order");
       if (static_cast<int64_t>(row.experts.size()) > t.top_k || row.experts.empty())
         return bad(std::to_string(row.experts.size()) + " experts, top_k is " + std::to_string(t.top_k));
-      ids += row.experts.size();
-      if (t.rows.size() >= kMaxRows || ids > kMaxIds) return bad("the trace is too long");
       t.sparse[static_cast<size_t>(layer)] = true;
       t.n_tokens = token + 1;
       t.rows.push_back(std::move(row));
@@ -86,9 +89,10 @@ Result<Trace> read_trace(const std::filesystem::path& path) {
   return t;
 }
 
-Result<> write_trace(const std::filesystem::path& path, const Trace& trace) {
-  std::string text = std::string(kMagic) + "\nmodel " + trace.model + "\nsource " + trace.source + "\nshape " +
-                     std::to_string(trace.n_layer) + ' ' + std::to_string(trace.n_expert) + ' ' + std::to_string(trace.top_k) + '\n';
+Result<> write_trace(const std::filesystem::path& path, const ExpertTrace& trace, const std::string& comment) {
+  std::string text = std::string(kMagic) + (comment.empty() ? "" : "\n# " + comment) + "\nmodel " + trace.model + "\nsource " +
+                     trace.source + "\nshape " + std::to_string(trace.n_layer) + ' ' + std::to_string(trace.n_expert) + ' ' +
+                     std::to_string(trace.top_k) + '\n';
   for (const auto& row : trace.rows) {
     text += std::to_string(row.token) + ' ' + std::to_string(row.layer);
     for (const int32_t e : row.experts) text += ' ' + std::to_string(e);
@@ -101,12 +105,45 @@ Result<> write_trace(const std::filesystem::path& path, const Trace& trace) {
   return {};
 }
 
-Trace make_trace(const Synthetic& r) {
-  Trace t;
+namespace {
+
+// The k largest of log-odds plus Gumbel noise: k draws without replacement, by weight.
+void draw(const std::vector<double>& odds, int64_t k, std::mt19937_64* random, std::vector<std::pair<double, int32_t>>* drawn,
+          std::vector<int32_t>* out) {
+  std::uniform_real_distribution<double> unit(0, 1);
+  drawn->clear();
+  for (size_t e = 0; e < odds.size(); ++e)
+    if (odds[e] > kNever) drawn->emplace_back(odds[e] - std::log(-std::log(unit(*random) + 1e-300)), static_cast<int32_t>(e));
+  const auto n = std::min<std::ptrdiff_t>(k, static_cast<std::ptrdiff_t>(drawn->size()));
+  std::partial_sort(drawn->begin(), drawn->begin() + n, drawn->end(), std::greater<>());
+  for (std::ptrdiff_t i = 0; i < n; ++i) out->push_back((*drawn)[static_cast<size_t>(i)].second);
+}
+
+// Log-odds of a hot expert against a cold one so that k draws without replacement give the hot ones their share of the uses, on average.
+double lift_for(const SyntheticTrace& r, double n_hot, double n_cold) {
+  double low = -20, high = 20;
+  for (int i = 0; i < 60; ++i) {
+    const double weight = std::exp((low + high) / 2);
+    double hot = n_hot, cold = n_cold, taken = 0;
+    for (int64_t k = 0; k < r.top_k; ++k) {
+      const double p = hot * weight / std::max(hot * weight + cold, 1e-300);
+      taken += p, hot -= p, cold -= 1 - p;
+      hot = std::max(hot, 0.0), cold = std::max(cold, 0.0);
+    }
+    (taken < r.hot_uses * static_cast<double>(r.top_k) ? low : high) = (low + high) / 2;
+  }
+  return (low + high) / 2;
+}
+
+}  // namespace
+
+ExpertTrace make_trace(const SyntheticTrace& r) {
+  ExpertTrace t;
   t.model = r.skewed ? "synthetic-skewed" : "synthetic-uniform";
   char text[200];
-  std::snprintf(text, sizeof text, "synthetic: hot %.2f of experts for %.2f of uses, %lld topics, stay %.3f, seed %llu", r.hot_experts,
-                r.hot_uses, static_cast<long long>(r.n_topics), r.stay, static_cast<unsigned long long>(r.seed));
+  std::snprintf(text, sizeof text, "synthetic: %.2f of the experts for %.2f of the uses, %lld topics, spread %.2f, stay %.3f, seed %llu",
+                r.hot_experts, r.hot_uses, static_cast<long long>(r.n_topics), r.topic_spread, r.stay,
+                static_cast<unsigned long long>(r.seed));
   t.source = r.skewed ? text : "synthetic: uniform, independent, seed " + std::to_string(r.seed);
   t.n_layer = r.n_layer, t.n_expert = r.n_expert, t.top_k = r.top_k, t.n_tokens = r.n_tokens;
   t.sparse.assign(static_cast<size_t>(r.n_layer), true);
@@ -116,43 +153,83 @@ Trace make_trace(const Synthetic& r) {
   // Log-odds of each expert, [layer][topic][expert]: the layer's hot set, and what the topic adds to it.
   std::vector<std::vector<std::vector<double>>> odds(static_cast<size_t>(r.n_layer));
   std::normal_distribution<double> normal(0, 1);
+  const size_t n_hot = std::clamp<size_t>(static_cast<size_t>(r.hot_experts * static_cast<double>(n) + 0.5), 1, n);
+  const double lift = r.skewed ? lift_for(r, static_cast<double>(n_hot), static_cast<double>(n - n_hot)) : 0;
   for (auto& layer : odds) {
-    const auto n_hot = std::max<size_t>(1, static_cast<size_t>(r.hot_experts * static_cast<double>(n) + 0.5));
     std::vector<size_t> order(n);
     std::iota(order.begin(), order.end(), size_t{0});
     std::shuffle(order.begin(), order.end(), random);
-    const double lift =
-        std::log(r.hot_uses / static_cast<double>(n_hot) / ((1 - r.hot_uses) / static_cast<double>(n - n_hot + (n == n_hot ? 1 : 0))));
     layer.assign(static_cast<size_t>(r.n_topics), std::vector<double>(n, 0.0));
     if (!r.skewed) continue;
     for (auto& topic : layer) {
       for (size_t i = 0; i < n_hot; ++i) topic[order[i]] = lift;
-      for (double& o : topic) o += 1.2 * normal(random);
+      for (double& o : topic) o += r.topic_spread * normal(random);
     }
   }
   size_t topic = 0;
-  std::vector<std::pair<double, int32_t>> drawn(n);
+  std::vector<std::pair<double, int32_t>> drawn;
   for (int64_t token = 0; token < r.n_tokens; ++token) {
     if (unit(random) >= r.stay) topic = random() % static_cast<size_t>(r.n_topics);
     for (int64_t l = 0; l < r.n_layer; ++l) {
-      // top_k without replacement, by weight: the largest of log-odds plus Gumbel noise.
-      for (size_t e = 0; e < n; ++e)
-        drawn[e] = {odds[static_cast<size_t>(l)][topic][e] - std::log(-std::log(unit(random) + 1e-300)), static_cast<int32_t>(e)};
-      std::partial_sort(drawn.begin(), drawn.begin() + r.top_k, drawn.end(), std::greater<>());
-      Trace::Row row{static_cast<int32_t>(token), static_cast<int32_t>(l), {}};
-      for (int64_t k = 0; k < r.top_k; ++k) row.experts.push_back(drawn[static_cast<size_t>(k)].second);
-      t.rows.push_back(std::move(row));
+      t.rows.push_back({static_cast<int32_t>(token), static_cast<int32_t>(l), {}});
+      draw(odds[static_cast<size_t>(l)][topic], r.top_k, &random, &drawn, &t.rows.back().experts);
     }
   }
   return t;
 }
 
-double hot_share(const Trace& t, double share) {
+ExpertTrace make_trace(const std::vector<double>& chances, int64_t n_layer, int64_t n_expert, int64_t top_k, int64_t n_tokens) {
+  ExpertTrace t;
+  t.source = "synthetic: independent tokens, experts by their saved counts";
+  t.n_layer = n_layer, t.n_expert = n_expert, t.top_k = top_k, t.n_tokens = n_tokens;
+  t.sparse.assign(static_cast<size_t>(n_layer), false);
+  const auto n = static_cast<size_t>(n_expert);
+  std::vector<std::vector<double>> odds(static_cast<size_t>(n_layer), std::vector<double>(n, kNever));
+  for (size_t key = 0; key < chances.size() && key < odds.size() * n; ++key) {
+    if (!(chances[key] > 0)) continue;
+    // Draws without replacement take the likely ones less often than by their weight: odds of p against 1 - p make up for it.
+    const double p = std::min(chances[key], 0.98);
+    odds[key / n][key % n] = std::log(p / (1 - p));
+    t.sparse[key / n] = true;
+  }
+  std::mt19937_64 random(1);
+  std::vector<std::pair<double, int32_t>> drawn;
+  for (int64_t token = 0; token < n_tokens; ++token) {
+    for (size_t l = 0; l < odds.size(); ++l) {
+      if (!t.sparse[l]) continue;
+      t.rows.push_back({static_cast<int32_t>(token), static_cast<int32_t>(l), {}});
+      draw(odds[l], top_k, &random, &drawn, &t.rows.back().experts);
+    }
+  }
+  return t;
+}
+
+namespace {
+
+// [layer][expert] uses.
+std::vector<std::vector<uint64_t>> count_uses(const ExpertTrace& t) {
   std::vector<std::vector<uint64_t>> uses(static_cast<size_t>(t.n_layer), std::vector<uint64_t>(static_cast<size_t>(t.n_expert)));
   for (const auto& row : t.rows)
     for (const int32_t e : row.experts) ++uses[static_cast<size_t>(row.layer)][static_cast<size_t>(e)];
+  return uses;
+}
+
+}  // namespace
+
+std::vector<double> popularity(const ExpertTrace& t) {
+  std::vector<double> out(static_cast<size_t>(t.n_expert));
+  double all = 0;
+  for (auto& layer : count_uses(t)) {
+    std::sort(layer.rbegin(), layer.rend());
+    for (size_t e = 0; e < layer.size(); ++e) out[e] += static_cast<double>(layer[e]), all += static_cast<double>(layer[e]);
+  }
+  for (double& p : out) p *= static_cast<double>(t.top_k) / std::max(all, 1.0);
+  return out;
+}
+
+double hot_share(const ExpertTrace& t, double share) {
   double sum = 0, layers = 0;
-  for (auto& layer : uses) {
+  for (auto& layer : count_uses(t)) {
     const double all = static_cast<double>(std::accumulate(layer.begin(), layer.end(), uint64_t{0}));
     if (all == 0) continue;
     std::sort(layer.rbegin(), layer.rend());
@@ -163,11 +240,11 @@ double hot_share(const Trace& t, double share) {
   return sum / std::max(layers, 1.0);
 }
 
-double repeat_share(const Trace& t) {
-  std::vector<const Trace::Row*> before(static_cast<size_t>(t.n_layer), nullptr);
+double repeat_share(const ExpertTrace& t) {
+  std::vector<const ExpertTrace::Row*> before(static_cast<size_t>(t.n_layer), nullptr);
   uint64_t same = 0, all = 0;
   for (const auto& row : t.rows) {
-    const Trace::Row*& last = before[static_cast<size_t>(row.layer)];
+    const ExpertTrace::Row*& last = before[static_cast<size_t>(row.layer)];
     if (last != nullptr) {
       all += row.experts.size();
       for (const int32_t e : row.experts) same += std::find(last->experts.begin(), last->experts.end(), e) != last->experts.end() ? 1 : 0;
@@ -177,4 +254,4 @@ double repeat_share(const Trace& t) {
   return all == 0 ? 0 : static_cast<double>(same) / static_cast<double>(all);
 }
 
-}  // namespace fth::bench
+}  // namespace fth
