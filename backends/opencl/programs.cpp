@@ -130,7 +130,7 @@ Result<cl_program> Context::program(const KernelName& kernel) {
   if (const auto found = programs_.find(id); found != programs_.end()) return found->second.get();
   const std::string source = source_of(kernel.source);
   // The dot products are of OpenCL C 3.0, where f16 and the rest are of every version.
-  const std::string options = text("-cl-std=", limits_.int_dot ? "CL3.0" : "CL1.2", " ", kernel.options);
+  const std::string options = text("-w -cl-std=", limits_.int_dot ? "CL3.0" : "CL1.2", " ", kernel.options);
   ProgramHandle made;
   std::string path, key;
   if (!settings_.program_cache.empty()) {

@@ -16,7 +16,7 @@ typedef float Columns;
 #define ITEMS ((UNITS * GROUPS + THREADS - 1) / THREADS)
 #define TILE (THREADS > 64 ? THREADS : 64)
 
-inline Columns load_columns(__global const uchar *cache, size_t i) {
+static inline Columns load_columns(__global const uchar *cache, size_t i) {
 #if TYPE == F16 && VEC == 16
   return vload_half16(0, (__global const half *)cache + i);
 #elif TYPE == F16
@@ -95,24 +95,37 @@ void attention(TENSOR(q), TENSOR(k_cache), TENSOR(v_cache), RESULT(y), uint head
 #endif
     const float next = fmax(highest, peak), shrink = exp(highest - next);
     highest = next;
-    total *= shrink;
+#if THREADS == 1
+    // A CPU's exp() of 16 values takes little more than that of one.
+    float16 sums = 0.0f;
+    for (uint i = count; i < TILE; ++i) weight[i] = -INFINITY;
+    for (uint c = 0; c < TILE / 16; ++c) {
+      const float16 e = exp(vload16(c, weight) - next);
+      vstore16(e, c, weight);
+      sums += e;
+    }
+    const float weights = sum_of(sums);
+#else
+    float weights = 0.0f;
     for (uint i = t; i < count; i += THREADS) {
       const float e = exp(weight[i] - next);
       weight[i] = e;
-      total += e;
+      weights += e;
     }
+#endif
+    total = FMA(total, shrink, weights);
     barrier(CLK_LOCAL_MEM_FENCE);
     for (uint item = 0; item < ITEMS; ++item) {
       const uint j = t + item * THREADS;
       if (j < UNITS * GROUPS) {
-        Columns s = sum[item] * shrink;
+        Columns s = 0.0f;  // of the tile: thousands of terms one by one would round away what the last ones add
         for (uint i = j / UNITS; i < count; i += GROUPS) {
           uint cell = origin + tile + i;
           if (cell >= cells) cell -= cells;
           const Columns v = load_columns(values, (size_t)cell * width + column + VEC * (j % UNITS));
           s = FMA((Columns)weight[i], v, s);
         }
-        sum[item] = s;
+        sum[item] = FMA(sum[item], (Columns)shrink, s);
       }
     }
     barrier(CLK_LOCAL_MEM_FENCE);

@@ -1,8 +1,8 @@
 // Weights of every dtype, read in place. A unit is 32 values of a row: `a` the first 16, `b` the others. Blocks of q4_0, q8_0 and q6_k are only
 // 2-aligned, hence loads of ushorts.
 
-inline uchar16 load16(__global const uchar *p) { return as_uchar16(vload8(0, (__global const ushort *)p)); }
-inline float load_half(__global const uchar *p) { return vload_half(0, (__global const half *)p); }
+static inline uchar16 load16(__global const uchar *p) { return as_uchar16(vload8(0, (__global const ushort *)p)); }
+static inline float load_half(__global const uchar *p) { return vload_half(0, (__global const half *)p); }
 
 // Integer weights of a unit with their scales: value = scale * q + least.
 typedef struct {
@@ -11,7 +11,7 @@ typedef struct {
 } IntUnit;
 
 #if TYPE == Q8_0
-inline IntUnit int_unit(__global const uchar *row, uint u) {
+static inline IntUnit int_unit(__global const uchar *row, uint u) {
   __global const uchar *p = row + 34u * u;
   IntUnit r;
   r.a = as_char16(load16(p + 2));
@@ -21,7 +21,7 @@ inline IntUnit int_unit(__global const uchar *row, uint u) {
   return r;
 }
 #elif TYPE == Q4_0
-inline IntUnit int_unit(__global const uchar *row, uint u) {
+static inline IntUnit int_unit(__global const uchar *row, uint u) {
   __global const uchar *p = row + 18u * u;
   const uchar16 q = load16(p + 2);
   IntUnit r;
@@ -32,7 +32,7 @@ inline IntUnit int_unit(__global const uchar *row, uint u) {
   return r;
 }
 #elif TYPE == Q4_1
-inline IntUnit int_unit(__global const uchar *row, uint u) {
+static inline IntUnit int_unit(__global const uchar *row, uint u) {
   __global const uchar *p = row + 20u * u;
   const uchar16 q = load16(p + 4);
   IntUnit r;
@@ -44,7 +44,7 @@ inline IntUnit int_unit(__global const uchar *row, uint u) {
 }
 #elif TYPE == Q4_K
 // Eight units of a block of 256; each pair of units shares 32 bytes, the even one in the low nibbles.
-inline IntUnit int_unit(__global const uchar *row, uint u) {
+static inline IntUnit int_unit(__global const uchar *row, uint u) {
   __global const uchar *p = row + 144u * (u >> 3), *s = p + 4;
   const uint g = u & 7u;
   uint scale = s[g & 3u], least = s[4u + (g & 3u)];
@@ -67,7 +67,7 @@ inline IntUnit int_unit(__global const uchar *row, uint u) {
 }
 #elif TYPE == Q6_K
 // Eight units of a block of 256, four in each half: low nibbles of 64 bytes, pairs of bits of 32, a scale for 16 values.
-inline IntUnit int_unit(__global const uchar *row, uint u) {
+static inline IntUnit int_unit(__global const uchar *row, uint u) {
   __global const uchar *p = row + 210u * (u >> 3);
   const uint h = (u >> 2) & 1u, t = u & 3u;
   __global const uchar *low = p + 64u * h + 32u * (t & 1u), *high = p + 128u + 32u * h;
@@ -87,13 +87,13 @@ inline IntUnit int_unit(__global const uchar *row, uint u) {
 #endif
 
 #if TYPE >= Q8_0
-inline void load_unit(__global const uchar *row, uint u, float16 *a, float16 *b) {
+static inline void load_unit(__global const uchar *row, uint u, float16 *a, float16 *b) {
   const IntUnit r = int_unit(row, u);
   *a = r.scale_a * convert_float16(r.a) + r.least;
   *b = r.scale_b * convert_float16(r.b) + r.least;
 }
 #else
-inline void load_unit(__global const uchar *row, uint u, float16 *a, float16 *b) {
+static inline void load_unit(__global const uchar *row, uint u, float16 *a, float16 *b) {
 #if TYPE == F32
   *a = vload16(2u * u, (__global const float *)row);
   *b = vload16(2u * u + 1u, (__global const float *)row);
@@ -107,7 +107,7 @@ inline void load_unit(__global const uchar *row, uint u, float16 *a, float16 *b)
 }
 
 // Value k of a row whose length is no multiple of 32.
-inline float load_value(__global const uchar *row, uint k) {
+static inline float load_value(__global const uchar *row, uint k) {
 #if TYPE == F32
   return ((__global const float *)row)[k];
 #elif TYPE == F16

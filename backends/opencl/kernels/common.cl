@@ -25,7 +25,7 @@
 #define Q6_K 6
 #define Q4_K 7
 
-inline float sum_of(float16 v) {
+static inline float sum_of(float16 v) {
   const float8 a = v.lo + v.hi;
   const float4 b = a.lo + a.hi;
   const float2 c = b.lo + b.hi;

@@ -42,14 +42,14 @@ __kernel void round_units(TENSOR(x), RESULT(q), uint units) {
 #endif
 
 #if MATH == 1
-inline float sum_of_halves(half16 v) {
+static inline float sum_of_halves(half16 v) {
   const half8 a = v.lo + v.hi;
   const half4 b = a.lo + a.hi;
   const half2 c = b.lo + b.hi;
   return (float)(c.x + c.y);
 }
 #elif MATH == 2
-inline int dot16(char16 a, char16 b) {
+static inline int dot16(char16 a, char16 b) {
 #if INT_DOT
   const uint4 p = as_uint4(a), q = as_uint4(b);
   return dot_4x8packed_ss_int(p.x, q.x) + dot_4x8packed_ss_int(p.y, q.y) + dot_4x8packed_ss_int(p.z, q.z) + dot_4x8packed_ss_int(p.w, q.w);
