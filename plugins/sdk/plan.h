@@ -2,6 +2,7 @@
 // What the plan of a segment needs on any device with a queue: where values live, which bindings fit them, the angles of ROPE.
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <span>
 #include <string>
@@ -28,7 +29,7 @@ struct Value {
   }
 };
 
-// One per tensor. unimplemented for one of more than `most` bytes, and for a tensor of slots: no op here takes one.
+// One per tensor, in order. unimplemented for one of more than `most` bytes.
 inline Result<std::vector<Value>> values_of(const SegmentView& segment, uint64_t most) {
   std::vector<Value> values;
   for (const fth_tensor& t : segment.tensors()) {
