@@ -2,6 +2,8 @@
 
 #include "backends/opencl/api.h"
 
+#include <algorithm>
+
 namespace fth::opencl {
 namespace {
 
