@@ -99,17 +99,16 @@ Result<> Context::check_device(uint32_t index) {
 // What the device is fast at, unless the options say otherwise.
 Result<> Context::choose_math() {
   const bool has_f16 = has_word(extensions_, "cl_khr_fp16");
+  bool fast_dot = false;
 #ifdef cl_khr_integer_dot_product
   if (has_word(extensions_, "cl_khr_integer_dot_product")) {
     const auto kinds =
         device_value<cl_device_integer_dot_product_capabilities_khr>(device_, CL_DEVICE_INTEGER_DOT_PRODUCT_CAPABILITIES_KHR, 0);
+    const auto speed = device_value<cl_device_integer_dot_product_acceleration_properties_khr>(
+        device_, CL_DEVICE_INTEGER_DOT_PRODUCT_ACCELERATION_PROPERTIES_4x8BIT_PACKED_KHR, {});
     limits_.int_dot = (kinds & CL_DEVICE_INTEGER_DOT_PRODUCT_INPUT_4x8BIT_PACKED_KHR) != 0;
+    fast_dot = limits_.int_dot && speed.signed_accelerated != CL_FALSE;
   }
-  const auto speed = device_value<cl_device_integer_dot_product_acceleration_properties_khr>(
-      device_, CL_DEVICE_INTEGER_DOT_PRODUCT_ACCELERATION_PROPERTIES_4x8BIT_PACKED_KHR, {});
-  const bool fast_dot = limits_.int_dot && speed.signed_accelerated != CL_FALSE;
-#else
-  const bool fast_dot = false;
 #endif
   // On CPUs f32 is the fastest: Intel's driver, which has both of the others, takes 3 to 5 times as long with them.
   if ((type_ & CL_DEVICE_TYPE_GPU) != 0) limits_.math = fast_dot ? Math::int8 : has_f16 ? Math::f16 : Math::f32;
