@@ -18,5 +18,7 @@ struct Fault {
 Fault& fault();
 // Programs that were made of source since the start.
 int programs_from_source();
+// Contexts, queues, buffers, programs, kernels and events that were made and not released.
+int live_objects();
 
 }  // namespace fth::opencl_test

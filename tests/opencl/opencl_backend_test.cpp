@@ -35,7 +35,12 @@ Result<std::unique_ptr<Backend>> open(const std::string& options) {
 class OpenclBackend : public testing::Test {
  protected:
   void SetUp() override { use(""); }
-  void TearDown() override { fault() = {}; }
+  // Every object that the test made the driver make is gone with the device.
+  void TearDown() override {
+    fault() = {};
+    backend_.reset();
+    EXPECT_EQ(opencl_test::live_objects(), 0);
+  }
   void use(const std::string& options) {
     backend_.reset();
     auto opened = open(options);
@@ -66,6 +71,7 @@ class OpenclBackend : public testing::Test {
 TEST_F(OpenclBackend, IsSoftwareAndSaysWhatItIs) {
   const fth_device_info& i = device().info();
   EXPECT_EQ(device().name(), "opencl:0");
+  EXPECT_GT(opencl_test::live_objects(), 0);
   EXPECT_EQ(i.flags, uint32_t{FTH_DEVICE_SOFTWARE | FTH_DEVICE_HOST_MEMORY});
   EXPECT_EQ(i.kind, uint32_t{FTH_KIND_CPU});
   EXPECT_THAT(i.description,
