@@ -6,6 +6,7 @@
 #include <CL/cl.h>
 #include <CL/cl_ext.h>
 
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -47,6 +48,12 @@ using MemHandle = Handle<cl_mem, &clReleaseMemObject>;
 using ProgramHandle = Handle<cl_program, &clReleaseProgram>;
 using KernelHandle = Handle<cl_kernel, &clReleaseKernel>;
 using EventHandle = Handle<cl_event, &clReleaseEvent>;
+
+// What a kernel's parameter is set to, by its bytes; `name` is of the kernel.
+template <class T>
+Result<> set_argument(cl_kernel kernel, cl_uint index, const T& value, std::string_view name) {
+  return check(clSetKernelArg(kernel, index, std::span(&value, 1).size_bytes(), &value), text("clSetKernelArg ", index, " of ", name));
+}
 
 struct FoundDevice {
   cl_platform_id platform = nullptr;

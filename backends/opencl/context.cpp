@@ -173,10 +173,10 @@ Result<> Context::measure() {
   const cl_ulong at = small->base();
   const cl_uint width = 64;
   for (cl_uint i = 0; i < 3; ++i) {
-    FTH_RETURN_IF_ERROR(check(clSetKernelArg(add.get(), 2 * i, sizeof memory, &memory), "clSetKernelArg"));
-    FTH_RETURN_IF_ERROR(check(clSetKernelArg(add.get(), 2 * i + 1, sizeof at, &at), "clSetKernelArg"));
+    FTH_RETURN_IF_ERROR(set_argument(add.get(), 2 * i, memory, "add"));
+    FTH_RETURN_IF_ERROR(set_argument(add.get(), 2 * i + 1, at, "add"));
   }
-  FTH_RETURN_IF_ERROR(check(clSetKernelArg(add.get(), 6, sizeof width, &width), "clSetKernelArg"));
+  FTH_RETURN_IF_ERROR(set_argument(add.get(), 6, width, "add"));
   const auto dispatch = [&](uint32_t times) -> Result<> {
     constexpr size_t kItems[] = {64, 1}, kLocal[] = {64, 1};
     for (uint32_t i = 0; i < times; ++i)

@@ -67,9 +67,7 @@ Result<> Executable::set_arguments(bool constant, uint32_t pos, uint32_t tokens)
     cl_uint at = 0;
     const auto set = [&](bool now, const auto& value) -> Result<> {
       const cl_uint index = at++;
-      if (!now) return {};
-      return check(clSetKernelArg(kernel, index, sizeof value, &value),
-                   text(context_.label(), ": clSetKernelArg ", index, " of ", launch.kernel.name));
+      return now ? set_argument(kernel, index, value, launch.kernel.name) : Result<>();
     };
     for (const Arg& a : launch.args) {
       switch (a.kind) {

@@ -19,7 +19,6 @@ namespace fth::conformance {
 namespace {
 
 using opencl_test::fault;
-using opencl_test::Fault;
 using testing::AllOf;
 using testing::HasSubstr;
 
