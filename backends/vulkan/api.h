@@ -11,6 +11,7 @@
 
 #include "core/base/result.h"
 #include "plugins/sdk/backend.h"
+#include "plugins/sdk/text.h"
 
 // Vulkan's structs are filled by name here, and what is not named is meant to be zero.
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
@@ -74,20 +75,7 @@ struct Api {
   Result<> load_device(VkDevice device);
 };
 
-// "a", 12, ... as one string.
-template <class... T>
-std::string text(const T&... part) {
-  std::string s;
-  const auto add = [&s](const auto& p) {
-    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(p)>>) {
-      s += std::to_string(p);
-    } else {
-      s += p;
-    }
-  };
-  (add(part), ...);
-  return s;
-}
+using sdk::text;
 
 // Ok, or what failed in the driver's words: out of memory is resource_exhausted, a lost device or a broken driver unavailable.
 Result<> check(VkResult result, std::string_view what);

@@ -1,7 +1,6 @@
 // The vulkan backend: what the boundary asks, over Context, plan_segment and Executable.
 
 #include <algorithm>
-#include <charconv>
 
 #include "backends/vulkan/executable.h"
 
@@ -31,7 +30,7 @@ struct VulkanBackend {
       fth_estimate e{};
       e.seconds = std::max(plan.bytes / context_->bytes_per_second(), plan.flops / context_->flops_per_second()) +
                   context_->dispatch_seconds() * static_cast<double>(plan.dispatches.size()) + context_->launch_seconds();
-      e.workspace_bytes = plan.workspace_bytes;
+      e.workspace_bytes = plan.rules.workspace_bytes;
       e.resident_bytes = plan.params_bytes();
       return e;
     }
@@ -53,32 +52,15 @@ struct VulkanBackend {
   static Result<std::unique_ptr<Device>> open(sdk::Host host, uint32_t index, sdk::Options& options);
 };
 
-Result<bool> on_or_off(sdk::Options& options, const char* key, bool otherwise) {
-  const std::optional<std::string> value = options.take(key);
-  if (!value) return otherwise;
-  if (*value == "on" || *value == "off") return *value == "on";
-  return fail(Code::invalid_argument, text("vulkan: option ", key, "=", *value, ": need on or off"));
-}
-
-Result<double> rate(sdk::Options& options, const char* key) {
-  const std::optional<std::string> value = options.take(key);
-  if (!value) return 0.0;
-  double rate = 0;
-  const auto [end, error] = std::from_chars(value->data(), value->data() + value->size(), rate);
-  if (error != std::errc{} || end != value->data() + value->size() || !(rate > 0 && rate < 1e20))
-    return fail(Code::invalid_argument, text("vulkan: option ", key, "=", *value, ": need a number above 0"));
-  return rate;
-}
-
 Result<std::unique_ptr<VulkanBackend::Device>> VulkanBackend::open(sdk::Host host, uint32_t index, sdk::Options& options) {
   Settings settings;
-  FTH_ASSIGN_OR_RETURN(settings.subgroups, on_or_off(options, "subgroups", true));
-  FTH_ASSIGN_OR_RETURN(settings.validation, on_or_off(options, "validation", false));
-  FTH_ASSIGN_OR_RETURN(settings.mapped, on_or_off(options, "mapped", true));
-  FTH_ASSIGN_OR_RETURN(settings.measure, on_or_off(options, "measure", false));
+  FTH_ASSIGN_OR_RETURN(settings.subgroups, sdk::on_or_off(kName, options, "subgroups", true));
+  FTH_ASSIGN_OR_RETURN(settings.validation, sdk::on_or_off(kName, options, "validation", false));
+  FTH_ASSIGN_OR_RETURN(settings.mapped, sdk::on_or_off(kName, options, "mapped", true));
+  FTH_ASSIGN_OR_RETURN(settings.measure, sdk::on_or_off(kName, options, "measure", false));
   settings.pipeline_cache = options.take("pipeline_cache").value_or("");
-  FTH_ASSIGN_OR_RETURN(settings.bytes_per_second, rate(options, "bytes_per_second"));
-  FTH_ASSIGN_OR_RETURN(settings.flops_per_second, rate(options, "flops_per_second"));
+  FTH_ASSIGN_OR_RETURN(settings.bytes_per_second, sdk::rate(kName, options, "bytes_per_second"));
+  FTH_ASSIGN_OR_RETURN(settings.flops_per_second, sdk::rate(kName, options, "flops_per_second"));
   FTH_ASSIGN_OR_RETURN(std::unique_ptr<Context> context, Context::open(host, index, settings));
   return std::make_unique<Device>(std::move(context));
 }

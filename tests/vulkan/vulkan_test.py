@@ -12,66 +12,20 @@ import sys
 import tempfile
 import unittest
 
-import numpy as np
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from program import REFERENCE, ROOT, models_folder, must, must_json, run, skip  # noqa: E402
+from on_device import PROMPTS, OnDevice, devices_of, text_on  # noqa: E402
+from program import ROOT, must_json, run, skip  # noqa: E402
 
 PLUGIN = os.environ.get("FTH_VULKAN_PLUGIN", ROOT / "build/release/plugins/libfth_vulkan.so")
-LOGITS = REFERENCE / "logits"
-PROMPTS = ("Translate to German: The old teacher buys a red car.", "Translate to German: The small child sees a green house.",
-           "Write a sentence: the dog and the big tree")
 
 
 def vulkan_devices():
-    found = must_json("devices", "--json", "--plugin", PLUGIN)["devices"]
-    return [d for d in found if d["backend"] == "vulkan"]
-
-
-def text_on(*where):
-    """What the tiny model writes, prompt by prompt, and the reports of the runs."""
-    done = [run("run", *where, "-p", prompt) for prompt in PROMPTS]
-    for d in done:
-        if d.returncode != 0:
-            raise AssertionError(d.stderr[-2000:])
-    return [d.stdout for d in done], "".join(d.stderr for d in done)
-
-
-def logits_on(device, model, *options):
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "out.npy"
-        must("logits", "-m", models_folder() / f"{model}.gguf", "--tokens", LOGITS / "tokens-tiny-64.txt", "--out", out, "--plugin", PLUGIN,
-             "--device", device, "--kv-type", "f32", *options)
-        return np.load(out)
-
-
-class OnDevice:
-    """Each test on each of self.devices()."""
-
-    def test_same_text(self):
-        wanted, _ = text_on("--cpu-only")
-        self.assertTrue(all(len(text) > 5 for text in wanted), wanted)
-        for device in self.devices():
-            got, report = text_on("--plugin", PLUGIN, "--device", device)
-            self.assertEqual(got, wanted, device)
-            self.assertIn(f"{device}  attention", report)
-            self.assertIn(f"{device}  head", report)
-
-    def test_reference_logits(self):
-        for device in self.devices():
-            for model in ("tiny-F32", "tiny-rope-F32"):
-                wanted = np.load(LOGITS / f"{model}.plain.logits.npy")
-                first = None
-                for options in ((), ("--ubatch", "7"), ("--ubatch", "1")):
-                    ours = logits_on(device, model, *options)
-                    worst = float(np.abs(ours - wanted).max())
-                    print(f"{device} {model} {options}: max difference {worst:.2g}")
-                    self.assertLessEqual(worst, 2e-4)  # as on the CPU: sums in another order
-                    first = ours if first is None else first
-                    self.assertTrue(np.array_equal(ours, first), "a prompt in pieces changes bits")
+    return devices_of("vulkan", PLUGIN)
 
 
 class Lavapipe(OnDevice, unittest.TestCase):
+    plugin = PLUGIN
+
     def devices(self):
         return ["vulkan:0"]
 
@@ -110,6 +64,8 @@ class Lavapipe(OnDevice, unittest.TestCase):
 
 
 class RealDevice(OnDevice, unittest.TestCase):
+    plugin = PLUGIN
+
     def devices(self):
         return [d["name"] for d in vulkan_devices() if not d["software"]]
 

@@ -1,0 +1,160 @@
+#pragma once
+// What the plan of a segment needs on any device with a queue: where values live, which bindings fit them, the angles of ROPE.
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "plugins/sdk/backend.h"
+#include "plugins/sdk/ops.h"
+
+#pragma GCC visibility push(hidden)
+namespace fth::sdk {
+
+// A tensor of the segment, or scratch of the backend's own (role TEMP) behind them.
+struct Value {
+  uint16_t role = FTH_ROLE_TEMP;
+  uint64_t bytes = 0;
+  uint64_t alignment = 4;  // of its address, or of its offset in an aligned buffer
+  // TEMP: the dispatches it lives through, both ends included, and its place in the workspace.
+  uint32_t first = 0xffffffffu, last = 0;
+  uint64_t offset = 0;
+
+  void used_at(uint32_t dispatch) {
+    first = std::min(first, dispatch);
+    last = std::max(last, dispatch);
+  }
+};
+
+// One per tensor, in order. unimplemented for one of more than `most` bytes.
+inline Result<std::vector<Value>> values_of(const SegmentView& segment, uint64_t most) {
+  std::vector<Value> values;
+  for (const fth_tensor& t : segment.tensors()) {
+    Value v;
+    v.role = t.role;
+    v.bytes = *binding_bytes(t);
+    const std::string title = text(segment.name(), ": tensor ", values.size(), " (", describe(t), ")");
+    if (v.bytes > most) return fail(Code::unimplemented, text(title, " has ", format_bytes(v.bytes), ", at most ", format_bytes(most)));
+    values.push_back(v);
+  }
+  return values;
+}
+
+// Places every TEMP that is used, first fit, the largest first: a value lies beside every placed one whose life overlaps its own. Values that share
+// bytes must be kept apart in time by the caller. Returns the bytes of the workspace. At most 8192 values of less than 2^50 bytes.
+inline uint64_t place_temps(std::vector<Value>& values, uint64_t alignment) {
+  std::vector<Value*> temps, alive;
+  uint64_t bytes = 0;
+  for (Value& v : values)
+    if (v.role == FTH_ROLE_TEMP && v.first <= v.last) temps.push_back(&v);
+  std::stable_sort(temps.begin(), temps.end(), [](const Value* a, const Value* b) { return a->bytes > b->bytes; });
+  for (size_t i = 0; i < temps.size(); ++i) {
+    Value& v = *temps[i];
+    alive.clear();
+    for (size_t j = 0; j < i; ++j)
+      if (temps[j]->first <= v.last && v.first <= temps[j]->last) alive.push_back(temps[j]);
+    std::sort(alive.begin(), alive.end(), [](const Value* a, const Value* b) { return a->offset < b->offset; });
+    for (const Value* other : alive) {
+      if (v.offset + v.bytes <= other->offset) break;
+      v.offset = std::max(v.offset, align_up(other->offset + other->bytes, alignment));
+    }
+    bytes = std::max(bytes, align_up(v.offset + v.bytes, alignment));
+  }
+  return bytes;
+}
+
+// The frequencies of a ROPE: turns per position times 2^64, of each pair. Ropes of a segment that agree share one table.
+struct RopeTable {
+  uint32_t factors = kNoValue;  // value of a WEIGHT, or none
+  uint32_t first = 0;           // entry of pair 0 among all tables'
+  int64_t half = 0;
+  double base = 0, scale = 0;
+
+  // `factors`: half of them, read from the weight or all 1. invalid_argument for one that gives no angle. The whole turns drop out; long double keeps
+  // 64 bits of what is left where double has 53.
+  Result<std::vector<uint64_t>> frequencies(std::span<const float> values) const {
+    std::vector<uint64_t> result;
+    for (int64_t j = 0; j < half; ++j) {
+      const float factor = values[static_cast<size_t>(j)];
+      const long double exponent = -2.0L * static_cast<long double>(j) / static_cast<long double>(2 * half);
+      const long double turns = std::pow(static_cast<long double>(base), exponent) * static_cast<long double>(scale) /
+                                static_cast<long double>(factor) / 6.283185307179586476925286766559L;
+      if (!std::isfinite(turns)) return fail(Code::invalid_argument, text("rope: pair ", j, ": the factor is ", factor));
+      const long double scaled = std::nearbyint((turns - std::floor(turns)) * 18446744073709551616.0L);
+      result.push_back(scaled >= 18446744073709551616.0L ? 0 : static_cast<uint64_t>(scaled));
+    }
+    return result;
+  }
+};
+
+struct RopeTables {
+  std::vector<RopeTable> tables;
+  uint32_t n_entries = 0;
+
+  const RopeTable& table_of(const RopeOp& op) {
+    for (const RopeTable& t : tables)
+      if (t.factors == op.factors && t.half == op.half && t.base == op.base && t.scale == op.scale) return t;
+    tables.push_back({.factors = op.factors, .first = n_entries, .half = op.half, .base = op.base, .scale = op.scale});
+    n_entries += static_cast<uint32_t>(op.half);
+    return tables.back();
+  }
+};
+
+// What a submit and its bindings are checked against.
+struct BindingRules {
+  std::string name;                    // of the segment
+  int64_t n_tokens = 1;                // the bucket
+  int64_t max_end = int64_t{1} << 31;  // positions end here: a full cache without a window, or 31 bits
+  uint32_t n_bindings = 0;             // the workspace not counted
+  uint64_t workspace_bytes = 0;
+
+  Result<> check_submit(std::span<const fth_binding> bindings, const int64_t* scalars) const {
+    const size_t need = n_bindings + (workspace_bytes > 0 ? 1 : 0);
+    if (bindings.size() != need || (need > 0 && !bindings.data()) || !scalars)
+      return fail(Code::invalid_argument, text(name, ": ", bindings.size(), " bindings, need ", need, " and the scalars"));
+    const int64_t n = scalars[FTH_SCALAR_TOKENS], pos = scalars[FTH_SCALAR_POS];
+    if (n < 1 || n > n_tokens) return fail(Code::invalid_argument, text(name, ": ", n, " tokens, the bucket is ", n_tokens));
+    if (pos < 0) return fail(Code::invalid_argument, text(name, ": position ", pos));
+    if (pos > max_end - n)
+      return fail(Code::out_of_range, text(name, ": positions from ", pos, " on, ", n, " of them: they end at ", max_end));
+    return {};
+  }
+
+  // The backend's buffer behind a binding of at least `bytes` at a multiple of `alignment`. invalid_argument with `what`, `index` and the numbers.
+  // Buffer has a bytes().
+  template <class Buffer>
+  Result<Buffer*> resolve(const fth_binding& b, uint64_t bytes, uint64_t alignment, std::string_view what, uint64_t index) const {
+    const auto problem = [&](const std::string& why) {
+      return fail(Code::invalid_argument, text(name, ": ", what, " ", index, ": ", why));
+    };
+    Buffer* const buffer = buffer_of<Buffer>(b);
+    if (!buffer) return problem("no buffer is bound");
+    if (const auto range = check_range(b.offset, b.bytes, buffer->bytes()); !range) return problem(range.error().message);
+    if (b.bytes < bytes) return problem(text("a binding of ", b.bytes, " bytes, need ", bytes));
+    if (b.offset % alignment != 0) return problem(text("offset ", b.offset, " is no multiple of ", alignment));
+    return buffer;
+  }
+};
+
+// Values of a device's options.
+inline Result<bool> on_or_off(std::string_view backend, Options& options, const char* key, bool otherwise) {
+  const std::optional<std::string> value = options.take(key);
+  if (!value) return otherwise;
+  if (*value == "on" || *value == "off") return *value == "on";
+  return fail(Code::invalid_argument, text(backend, ": option ", key, "=", *value, ": need on or off"));
+}
+inline Result<double> rate(std::string_view backend, Options& options, const char* key) {
+  const std::optional<std::string> value = options.take(key);
+  if (!value) return 0.0;
+  double rate = 0;
+  const auto [end, error] = std::from_chars(value->data(), value->data() + value->size(), rate);
+  if (error != std::errc{} || end != value->data() + value->size() || !(rate > 0 && rate < 1e20))
+    return fail(Code::invalid_argument, text(backend, ": option ", key, "=", *value, ": need a number above 0"));
+  return rate;
+}
+
+}  // namespace fth::sdk
+#pragma GCC visibility pop
