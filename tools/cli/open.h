@@ -41,8 +41,8 @@ struct Opened {
 };
 
 enum class Depth { plan_only, weights };
-// Measures the machine first if that has not been done, in a child process: call before any thread exists.
+// Measures the machine first if that has not been done, in a child process: call before any thread exists. With `known` nothing is measured.
 Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth = Depth::weights,
-                           Measure measure = Measure::once);
+                           Measure measure = Measure::once, const MachineProfile* known = nullptr);
 
 }  // namespace fth::cli
