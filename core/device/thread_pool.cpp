@@ -82,16 +82,24 @@ struct ThreadPool::Impl {
     while (left.load(std::memory_order_relaxed) > kNone) {
       const uint64_t seen = left.fetch_sub(1, std::memory_order_acq_rel);
       if (seen <= kNone) break;
-      if (ran == 0 && recorder != nullptr && (thread > 0 || recording == std::this_thread::get_id())) begin = Recorder::now();
+      if (ran == 0 && thread > 0 && recorder != nullptr) begin = Recorder::now();
       body(arg, n - static_cast<uint32_t>(seen - kNone));
       ++ran;
     }
-    if (begin >= 0) recorder->busy(thread, begin, Recorder::now());  // before finish(): the job cannot end meanwhile
+    if (begin >= 0) recorder->loop(thread, EventKind::busy, begin, Recorder::now());  // before finish(): the job cannot end meanwhile
     return ran;
   }
 
   // seq_cst, here and on `epoch`: a notify looks for sleepers after the change, a sleeper looks for the change after it has said that it sleeps.
   bool finish(uint32_t ran) { return ran > 0 && unfinished.fetch_sub(ran, std::memory_order_seq_cst) == ran; }
+
+  // Until every index is done.
+  void wait() {
+    const auto done = [&] { return unfinished.load(std::memory_order_acquire) == 0; };
+    if (spin && spin_until(done)) return;
+    for (uint32_t still = unfinished.load(std::memory_order_acquire); still != 0; still = unfinished.load(std::memory_order_acquire))
+      unfinished.wait(still, std::memory_order_seq_cst);
+  }
 
   void work(uint32_t thread) {
     uint32_t seen = 0;
@@ -162,10 +170,10 @@ void ThreadPool::parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), v
   }
 
   if (p.finish(p.drain(0))) return;
-  const auto done = [&] { return p.unfinished.load(std::memory_order_acquire) == 0; };
-  if (p.spin && spin_until(done)) return;
-  for (uint32_t still = p.unfinished.load(std::memory_order_acquire); still != 0; still = p.unfinished.load(std::memory_order_acquire))
-    p.unfinished.wait(still, std::memory_order_seq_cst);
+  if (p.recorder == nullptr || p.recording != std::this_thread::get_id()) return p.wait();
+  const int64_t begin = Recorder::now();  // costs nothing: there is nothing else to do
+  p.wait();
+  p.recorder->loop(0, EventKind::wait, begin, Recorder::now());
 }
 
 }  // namespace fth

@@ -40,11 +40,11 @@ void Recorder::set_segment(const char* name, int64_t layer, int64_t bucket) {
   segment_.name = name;
   segment_.layer = static_cast<int32_t>(layer);
   segment_.bucket = static_cast<int16_t>(bucket);
-  segment_.kind = EventKind::busy;
 }
 
-void Recorder::busy(uint32_t thread, int64_t begin_ns, int64_t end_ns) {
+void Recorder::loop(uint32_t thread, EventKind kind, int64_t begin_ns, int64_t end_ns) {
   Event e = segment_;
+  e.kind = kind;
   e.begin_ns = begin_ns;
   e.end_ns = end_ns;
   lanes_[thread]->add(e);

@@ -18,7 +18,8 @@ enum class EventKind : uint8_t {
   step,     // one pass over the layers: a token, or the tokens of a prefill step. id: its first position
   segment,  // one run of a segment, from submit until its results are there
   queue,    // the same on its device's lane, for devices other than the host's CPU
-  busy,     // a thread of the pool at work in a parallel loop of the segment
+  busy,     // a thread of the pool, other than the engine's, at work in a parallel loop of the segment
+  wait,     // the engine's thread done with its part of the loop, others not yet
   copy,     // an activation moved between memories
   route,    // choosing experts from the router's logits
   request,  // asking the expert store for a layer's experts
@@ -87,7 +88,7 @@ class Recorder {
   Lane& device(size_t d) { return *lanes_[n_threads_ + d]; }
   Lane& storage() { return *lanes_[n_threads_ + devices_.size()]; }
   Lane& counters() { return *lanes_[n_threads_ + devices_.size() + 1]; }
-  // What busy() names its events after. Not while a parallel loop runs.
+  // What loop() names its events after. Not while a parallel loop runs.
   void set_segment(const char* name, int64_t layer, int64_t bucket);
   // Whether CPU time is taken with each segment and step: two system calls each, about 2 us, too much for a timing.
   void set_cpu_clocks(bool on) { cpu_clocks_ = on; }
@@ -96,8 +97,8 @@ class Recorder {
   void sample_counters();
   void clear();
 
-  // Thread `thread` of the pool (0: the caller), while its parallel loop has not returned.
-  void busy(uint32_t thread, int64_t begin_ns, int64_t end_ns);
+  // A thread's part in a parallel loop that has not returned: kind is busy on thread 1 and later, wait on thread 0, the loop's caller.
+  void loop(uint32_t thread, EventKind kind, int64_t begin_ns, int64_t end_ns);
 
   uint32_t n_threads() const { return n_threads_; }
   const std::vector<std::string>& devices() const { return devices_; }

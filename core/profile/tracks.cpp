@@ -10,7 +10,7 @@ namespace fth {
 namespace {
 
 bool encloses_or_precedes(const Event& a, const Event& b) {
-  // At the same instant the longer one encloses; of two equal ones the wider kind does (a step, then its segments, then busy threads).
+  // At the same instant the longer one encloses; of two equal ones the wider kind does (a step, then its segments, then what they wait for).
   return std::make_tuple(a.begin_ns, -a.end_ns, a.kind) < std::make_tuple(b.begin_ns, -b.end_ns, b.kind);
 }
 

@@ -29,7 +29,7 @@ struct ProfileFlags : CommonFlags {
   EngineFlags engine;
   std::string prompt, trace, html;
   int64_t pp = 0, tg = 64, repetitions = 3;  // pp 0: 512, or as long as the prompt
-  double seconds = 20;
+  double seconds = 10;
   bool all_devices = false;
 };
 
@@ -41,7 +41,7 @@ void describe(ProfileFlags& f, po::options_description& options) {
       ("pp", po::value(&f.pp)->value_name("N"), "tokens of the prompt (default: 512, or the whole of -p)")                               //
       ("tg", po::value(&f.tg)->value_name("N"), "tokens to decode (default: 64)")                                                        //
       ("reps,r", po::value(&f.repetitions)->value_name("N"), "repetitions (default: 3)")                                                 //
-      ("seconds", po::value(&f.seconds)->value_name("S"), "about the most that prefill or decode of one device may take (default: 20)")  //
+      ("seconds", po::value(&f.seconds)->value_name("S"), "about the most that prefill or decode of one device may take (default: 10)")  //
       ("all-devices", po::bool_switch(&f.all_devices),
        "also measure devices that would be refused for another reason than being software")                                       //
       ("trace", po::value(&f.trace)->value_name("FILE"), "write what ran when, for a trace viewer (Perfetto, chrome://tracing)")  //
@@ -186,7 +186,7 @@ class Profiler {
         std::string reason = "runs no segment of this model";
         for (const Refusal& r : plan.refusals)
           if (r.subject.starts_with(s.name + ": ")) {
-            reason += "; " + r.subject.substr(s.name.size() + 2) + ": " + r.reason;
+            reason += "; " + r.reason;
             break;
           }
         profile_.unprofiled.push_back({s.name, reason});

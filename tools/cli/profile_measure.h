@@ -17,7 +17,7 @@ struct ProfileWork {
   std::vector<int32_t> decode;  // one by one after it; empty: `n_decode` tokens, each the likeliest after the one before
   int64_t n_decode = 0;
   int64_t repetitions = 3;
-  double seconds = 20;  // about how long prefill may take, and decoding; a slow device gets fewer tokens and repetitions
+  double seconds = 10;  // about how long prefill may take, and decoding; a slow device gets fewer tokens and repetitions
 };
 
 struct Column {

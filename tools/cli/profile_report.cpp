@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <cmath>
 
 #include "core/base/bytes.h"
 #include "tools/cli/machine.h"
@@ -16,8 +17,13 @@ std::string time_text(double s) {
   if (s <= 0) return "-";
   return s < 1e-3 ? text("%.1f us", 1e6 * s) : s < 1 ? text("%.2f ms", 1e3 * s) : text("%.2f s", s);
 }
-std::string rate_text(double per_second) { return per_second > 0 ? text("%.2f", per_second / 1e9) : "-"; }
-std::string share_text(double share) { return share > 0 ? text("%.0f %%", 100 * share) : "-"; }
+std::string rate_text(double per_second) {
+  const double g = per_second / 1e9;
+  return g <= 0 ? "-" : g < 0.1 ? text("%.4f", g) : text("%.2f", g);
+}
+std::string share_text(double share) {
+  return share <= 0 ? "-" : share < 0.01 ? text("%.2f %%", 100 * share) : text("%.0f %%", 100 * share);
+}
 std::string bucket_text(int64_t bucket) { return bucket == 1 ? "decode" : text("prefill %lld", static_cast<long long>(bucket)); }
 
 const SegmentRow* find(const Column& c, const std::string& segment, int64_t bucket) {
@@ -26,7 +32,7 @@ const SegmentRow* find(const Column& c, const std::string& segment, int64_t buck
   return nullptr;
 }
 
-std::string title(const Column& c) { return printable(c.name) + (c.software ? " (software)" : "") + (c.shortened ? " (shortened)" : ""); }
+std::string title(const Column& c) { return printable(c.name) + (c.software ? " (software)" : ""); }
 
 // Median times, a column per placement, and how many times the CPU's each is.
 std::string side_by_side(const Profile& p, int64_t bucket) {
@@ -82,6 +88,7 @@ std::string column_lines(const Column& c) {
     std::string out = text("  %s: %s %.1f tok/s; p50 %s, p95 %s, p99 %s of %llu", title(c).c_str(), what,
                            per_second(static_cast<double>(s.tokens), s.time.total), time_text(s.time.p50).c_str(),
                            time_text(s.time.p95).c_str(), time_text(s.time.p99).c_str(), static_cast<unsigned long long>(s.time.count));
+    if (c.shortened) out += ", shortened to fit --seconds";
     if (s.cpu_share > 0) out += text("; CPU/wall %.2f", s.cpu_share);
     if (s.copies > 0)
       out += text("; %.1f copies of ", static_cast<double>(s.copies) / n) + format_bytes(s.copied_bytes / s.copies) + " a step, " +
@@ -186,7 +193,7 @@ std::string profile_text(const Profile& p) {
   for (const Column& c : p.columns) out += column_lines(c);
   if (p.last_s > 0)
     out += text("\ndrift: a token of the first cell took %s, at the end again %s (%+.0f %%)", time_text(p.first_s).c_str(),
-                time_text(p.last_s).c_str(), 100 * p.drift()) +
+                time_text(p.last_s).c_str(), std::round(100 * p.drift()) + 0.0) +
            (p.drift() > 0.1 || p.drift() < -0.1 ? "; the machine changed meanwhile, compare columns with care\n" : "\n");
   if (!p.unprofiled.empty()) out += "\nnot profiled\n";
   for (const Unprofiled& u : p.unprofiled) out += "  " + printable(u.subject) + ": " + printable(u.reason) + '\n';

@@ -55,6 +55,7 @@ class Writer {
       case EventKind::segment: return "segment";
       case EventKind::queue: return "device";
       case EventKind::busy: return "busy";
+      case EventKind::wait: return "wait";
       case EventKind::copy: return "copy";
       case EventKind::stall:
       case EventKind::request:
@@ -67,7 +68,8 @@ class Writer {
     if (e.kind == EventKind::step && e.rows == 1) return text("%s %d", e.name, e.id);
     if (e.kind == EventKind::step) return text("%s %d to %d", e.name, e.id, e.id + e.rows - 1);
     if (e.kind == EventKind::read) return text("%s %d.%d", e.name, e.layer, e.id);
-    return e.layer >= 0 ? text("%s %d", e.name, e.layer) : e.name;
+    const std::string name = e.kind == EventKind::wait ? "wait for threads" : e.name;
+    return e.layer >= 0 ? name + ' ' + std::to_string(e.layer) : name;
   }
   static std::string us(int64_t ns) { return text("%lld.%03lld", static_cast<long long>(ns / 1000), static_cast<long long>(ns % 1000)); }
   void line(const std::string& s) { out_ += (out_.empty() ? "" : ",\n") + s; }
