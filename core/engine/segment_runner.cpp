@@ -95,7 +95,7 @@ void SegmentRunner::record(const Compiled& c, int64_t layer, int64_t n, uint64_t
   event.name = name(c.segment.kind).data();
   event.begin_ns = Recorder::ns(begin);
   event.end_ns = Recorder::ns(end);
-  if (cpu_ns >= 0) event.cpu_ns = r.cpu_now() - cpu_ns;
+  event.cpu_ns = r.cpu_since(cpu_ns);
   event.bytes = bytes;
   event.layer = static_cast<int32_t>(layer);
   event.rows = static_cast<int32_t>(n);

@@ -187,7 +187,7 @@ Result<uint64_t> step(Session::Impl& session, std::span<const int32_t> ids, int6
   event.begin_ns = Recorder::now();
   const auto done = one.run(want, on_rows);
   event.end_ns = Recorder::now();
-  if (cpu_ns >= 0) event.cpu_ns = recorder->cpu_now() - cpu_ns;
+  event.cpu_ns = recorder->cpu_since(cpu_ns);
   event.name = ids.size() == 1 ? "token" : "prompt";
   event.bytes = one.bytes();
   event.id = static_cast<int32_t>(pos);

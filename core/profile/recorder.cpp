@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 
 namespace fth {
@@ -35,6 +36,18 @@ int64_t Recorder::cpu_now() const {
   if (!cpu_clocks_ || ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) != 0) return -1;
   return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
 }
+
+void Recorder::set_cpu_clocks(bool on) {
+  cpu_clocks_ = on;
+  if (!on) return;
+  cpu_cost_ = INT64_MAX;
+  for (int i = 0; i < 16; ++i) {
+    const int64_t begin = cpu_now();
+    cpu_cost_ = std::min(cpu_cost_, cpu_now() - begin);
+  }
+}
+
+int64_t Recorder::cpu_since(int64_t begin_ns) const { return begin_ns < 0 ? -1 : std::max<int64_t>(cpu_now() - begin_ns - cpu_cost_, 0); }
 
 void Recorder::set_segment(const char* name, int64_t layer, int64_t bucket) {
   segment_.name = name;
@@ -77,7 +90,6 @@ void Recorder::sample_counters() {
 
 void Recorder::clear() {
   for (const auto& lane : lanes_) lane->clear();
-  counters_at_ = 0;
 }
 
 uint64_t Recorder::dropped() const {

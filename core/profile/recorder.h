@@ -91,8 +91,9 @@ class Recorder {
   // What loop() names its events after. Not while a parallel loop runs.
   void set_segment(const char* name, int64_t layer, int64_t bucket);
   // Whether CPU time is taken with each segment and step: two system calls each, about 2 us, too much for a timing.
-  void set_cpu_clocks(bool on) { cpu_clocks_ = on; }
-  int64_t cpu_now() const;  // -1 when they are off
+  void set_cpu_clocks(bool on);
+  int64_t cpu_now() const;                    // -1 when they are off
+  int64_t cpu_since(int64_t begin_ns) const;  // CPU time since a cpu_now(), less what asking takes; -1 when that was -1
   // Resident memory and page faults of the process; at most every 10 ms, because the system takes microseconds to say them.
   void sample_counters();
   void clear();
@@ -115,6 +116,7 @@ class Recorder {
   std::vector<std::unique_ptr<Lane>> lanes_;  // engine, workers, devices, storage, counters
   Event segment_;
   bool cpu_clocks_ = false;
+  int64_t cpu_cost_ = 0;
   int64_t counters_at_ = 0;
   int statm_ = -1;  // /proc/self/statm, kept open
 };

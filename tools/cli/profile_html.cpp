@@ -12,7 +12,7 @@ namespace fth::cli {
 namespace {
 
 constexpr unsigned char kPage[] = {
-#include "profile_page.inc"
+#include "embedded/profile_page.inc"
 };
 
 constexpr std::string_view kDataMark = "{\"data\": \"here\"}";
@@ -34,6 +34,7 @@ boost::json::value token_json(const Column& column) {
       if (e.end_ns < step.begin_ns || e.begin_ns > step.end_ns || e.kind == EventKind::step) continue;
       spans.push_back({e.name, static_cast<int64_t>(e.kind), e.begin_ns - step.begin_ns, e.end_ns - step.begin_ns, e.layer, e.id, e.bytes});
     }
+    if (track.kind == TrackKind::storage && spans.empty()) continue;  // rows for more reads than this token had
     tracks.push_back({{"name", utf8_lossy(track.name)}, {"spans", std::move(spans)}});
   }
   return {{"position", step.id}, {"ns", step.end_ns - step.begin_ns}, {"tracks", std::move(tracks)}};

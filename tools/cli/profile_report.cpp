@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
+#include <filesystem>
 
 #include "core/base/bytes.h"
 #include "tools/cli/machine.h"
@@ -180,7 +181,7 @@ boost::json::object column_json(const Profile& p, const Column& c) {
 std::string profile_text(const Profile& p) {
   std::string out = text("%s, %s, %u threads, %.1f GB/s, %.0f GFLOP/s (f32 multiply-adds); %s, %s\n", printable(p.cpu).c_str(),
                          p.isa.c_str(), p.threads, p.roofline.bytes_per_second / 1e9, p.roofline.flops_per_second / 1e9,
-                         printable(p.model, 60).c_str(), printable(p.tokens, 60).c_str());
+                         printable(std::filesystem::path(p.model).filename().string(), 60).c_str(), printable(p.tokens, 60).c_str());
   std::vector<int64_t> buckets;
   for (const SegmentRow& r : p.columns[0].segments)
     if (std::find(buckets.begin(), buckets.end(), r.bucket) == buckets.end()) buckets.push_back(r.bucket);
