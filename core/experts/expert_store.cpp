@@ -193,7 +193,7 @@ void ExpertStore::Impl::land(const Loader::Landed& l) {
 void ExpertStore::Impl::note(const Loader::Landed& l) const {
   Event event;
   event.kind = EventKind::read;
-  event.name = slots[l.slot].guessed ? "read, a guess" : "read";
+  event.name = slots[l.slot].guessed ? "read ahead" : "read";
   event.begin_ns = Recorder::ns(l.begun);
   event.end_ns = Recorder::ns(l.ended);
   event.bytes = l.bytes;

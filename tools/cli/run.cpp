@@ -90,6 +90,7 @@ Result<int> run(RunFlags& f) {
       return fail(Code::invalid_argument,
                   "there is no prompt: give one with -p TEXT, -f FILE or on standard input; `forethought chat` talks");
   }
+  std::unique_ptr<Recorder> recorder;  // outlives the engine that writes to it
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f));
   const Engine& engine = *opened.engine;
   FTH_ASSIGN_OR_RETURN(const auto ids, prompt_ids(f, engine, prompt));
@@ -100,7 +101,6 @@ Result<int> run(RunFlags& f) {
   std::optional<RoutingTrace> trace;
   if (!f.trace_routing.empty()) trace.emplace(session);
 
-  std::unique_ptr<Recorder> recorder;
   if (!f.trace.empty()) {
     recorder = engine.new_recorder();
     opened.engine->set_recorder(recorder.get());
