@@ -56,7 +56,11 @@ std::string side_by_side(const Profile& p, int64_t bucket) {
     }
     table.row(std::move(cells));
   }
-  const auto step = [&](const Column& c) { return bucket == 1 ? c.decode.time.p50 : c.prefill.time.p50; };
+  // A column that was shortened has steps of another size, which compare with nothing.
+  const auto step = [&](const Column& c) {
+    if (bucket == 1) return c.decode.time.p50;
+    return c.n_prompt == p.columns[0].n_prompt ? c.prefill.time.p50 : 0.0;
+  };
   std::vector<std::string> whole = {"whole step", time_text(step(p.columns[0]))};
   for (size_t i = 1; i < p.columns.size(); ++i) {
     whole.push_back(time_text(step(p.columns[i])));
