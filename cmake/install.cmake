@@ -19,6 +19,6 @@ configure_package_config_file(cmake/ForethoughtConfig.cmake.in ${CMAKE_BINARY_DI
 write_basic_package_version_file(${CMAKE_BINARY_DIR}/ForethoughtConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_BINARY_DIR}/ForethoughtConfig.cmake ${CMAKE_BINARY_DIR}/ForethoughtConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/Forethought)
-foreach(folder core/base core/device core/model core/plan core/experts core/text core/engine plugins/abi plugins/sdk)
+foreach(folder core/base core/profile core/device core/model core/plan core/experts core/text core/engine plugins/abi plugins/sdk)
   install(DIRECTORY ${folder} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/forethought/${folder}/.. FILES_MATCHING PATTERN "*.h" PATTERN "*.def")
 endforeach()

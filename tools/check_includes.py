@@ -13,11 +13,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Folder: the folders whose headers its files may include, besides its own. The longest matching folder counts.
 ALLOWED = {
     "core/base": (),
-    "core/device": ("core/base", "plugins/abi"),
+    "core/profile": ("core/base",),
+    "core/device": ("core/base", "core/profile", "plugins/abi"),
     "core/model": ("core/base",),
     "core/text": ("core/base", "core/model"),
     "core/plan": ("core/base", "core/model", "core/device", "plugins/abi"),
-    "core/experts": ("core/base",),
+    "core/experts": ("core/base", "core/profile"),
     "core/engine": ("core", "plugins/abi"),
     "plugins": ("core/base", "plugins"),
     "backends": ("core/base", "plugins/abi", "plugins/sdk"),      # each backend its own folder, never another's

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/base/check.h"
+#include "core/profile/recorder.h"
 
 namespace fth {
 namespace {
@@ -59,6 +60,8 @@ struct ThreadPool::Impl {
   void (*body)(void*, uint32_t) = nullptr;
   void* arg = nullptr;
   uint32_t n = 0;
+  Recorder* recorder = nullptr;
+  std::thread::id recording;  // who set it and writes to its first lane: no other thread's parallel_for does
 
   // Indices left, plus kNone. A claim subtracts 1 and got index n - left if what it saw was above kNone. Threads that come too late push it
   // below kNone, each at most twice a job, so it never reaches 0. The caller's release store pairs with the claim's acquire.
@@ -73,28 +76,39 @@ struct ThreadPool::Impl {
   std::vector<std::thread> workers;
 
   // Runs indices until none is left; returns how many.
-  uint32_t drain() {
+  uint32_t drain(uint32_t thread) {
     uint32_t ran = 0;
+    int64_t begin = -1;
     while (left.load(std::memory_order_relaxed) > kNone) {
       const uint64_t seen = left.fetch_sub(1, std::memory_order_acq_rel);
       if (seen <= kNone) break;
+      if (ran == 0 && thread > 0 && recorder != nullptr) begin = Recorder::now();
       body(arg, n - static_cast<uint32_t>(seen - kNone));
       ++ran;
     }
+    if (begin >= 0) recorder->loop(thread, EventKind::busy, begin, Recorder::now());  // before finish(): the job cannot end meanwhile
     return ran;
   }
 
   // seq_cst, here and on `epoch`: a notify looks for sleepers after the change, a sleeper looks for the change after it has said that it sleeps.
   bool finish(uint32_t ran) { return ran > 0 && unfinished.fetch_sub(ran, std::memory_order_seq_cst) == ran; }
 
-  void work() {
+  // Until every index is done.
+  void wait() {
+    const auto done = [&] { return unfinished.load(std::memory_order_acquire) == 0; };
+    if (spin && spin_until(done)) return;
+    for (uint32_t still = unfinished.load(std::memory_order_acquire); still != 0; still = unfinished.load(std::memory_order_acquire))
+      unfinished.wait(still, std::memory_order_seq_cst);
+  }
+
+  void work(uint32_t thread) {
     uint32_t seen = 0;
     for (;;) {
       const auto changed = [&] { return epoch.load(std::memory_order_acquire) != seen; };
       if (!(spin ? spin_until(changed) : changed())) epoch.wait(seen, std::memory_order_seq_cst);
       seen = epoch.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_acquire)) return;
-      if (finish(drain())) unfinished.notify_one();
+      if (finish(drain(thread))) unfinished.notify_one();
     }
   }
 };
@@ -110,7 +124,7 @@ ThreadPool::ThreadPool(uint32_t n_threads) : impl_(std::make_unique<Impl>()) {
   try {
     impl_->workers.reserve(n_threads - 1);
     for (uint32_t i = 1; i < n_threads; ++i) {
-      impl_->workers.emplace_back([impl = impl_.get()] { impl->work(); });
+      impl_->workers.emplace_back([impl = impl_.get(), i] { impl->work(i); });
       pthread_setname_np(impl_->workers.back().native_handle(), "fth-worker");
     }
   } catch (const std::system_error&) {
@@ -127,6 +141,13 @@ ThreadPool::~ThreadPool() {
 }
 
 uint32_t ThreadPool::n_threads() const { return static_cast<uint32_t>(impl_->workers.size()) + 1; }
+
+void ThreadPool::set_recorder(Recorder* recorder) {
+  FTH_CHECK(recorder == nullptr || recorder->n_threads() >= n_threads(), "a recorder has a lane for each thread of the pool");
+  const std::lock_guard lock(impl_->caller);
+  impl_->recorder = recorder;
+  impl_->recording = std::this_thread::get_id();
+}
 
 void ThreadPool::parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), void* arg) {
   Impl& p = *impl_;
@@ -148,11 +169,11 @@ void ThreadPool::parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), v
     for (uint32_t i = 1; i < n; ++i) p.epoch.notify_one();
   }
 
-  if (p.finish(p.drain())) return;
-  const auto done = [&] { return p.unfinished.load(std::memory_order_acquire) == 0; };
-  if (p.spin && spin_until(done)) return;
-  for (uint32_t still = p.unfinished.load(std::memory_order_acquire); still != 0; still = p.unfinished.load(std::memory_order_acquire))
-    p.unfinished.wait(still, std::memory_order_seq_cst);
+  if (p.finish(p.drain(0))) return;
+  if (p.recorder == nullptr || p.recording != std::this_thread::get_id()) return p.wait();
+  const int64_t begin = Recorder::now();  // costs nothing: there is nothing else to do
+  p.wait();
+  p.recorder->loop(0, EventKind::wait, begin, Recorder::now());
 }
 
 }  // namespace fth

@@ -8,6 +8,8 @@
 
 namespace fth {
 
+class Recorder;
+
 class ThreadPool {
  public:
   // n_threads >= 1 counts the calling thread: n_threads - 1 workers are started, or as many as the system allows: n_threads() says.
@@ -22,6 +24,10 @@ class ThreadPool {
   // threads come free, so a thread that lost its core costs its share and no more. Callable from any one thread at a time (a second caller
   // waits); not from inside a body.
   void parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), void* arg);
+
+  // Where threads note when they were at work; null: nowhere. From the thread that calls parallel_for, between calls; the recorder lives until it is
+  // replaced, and has a lane for each thread.
+  void set_recorder(Recorder* recorder);
 
  private:
   struct Impl;

@@ -83,6 +83,8 @@ Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t buc
     const uint64_t gate = l.gate.expert_bytes(), all = expert_bytes(l);
     c->weight_bytes = variant == Variant::gates ? gate : variant == Variant::after_gates ? all - gate : all;
   }
+  c->flops_per_row = c->segment.flops_per_row();
+  c->flops_per_cell = c->segment.flops_per_cell();
   FTH_ASSIGN_OR_RETURN(const fth_estimate estimate, device(c->device).estimate(c->segment.view()));
   c->workspace_bytes = estimate.workspace_bytes;
   if (c->workspace_bytes > workspaces[c->device].bytes())
@@ -341,6 +343,19 @@ const ChatTemplate& Engine::chat_template() const { return *impl_->chat_template
 const std::string& Engine::template_note() const { return impl_->template_note; }
 Registry& Engine::registry() { return *impl_->registry; }
 const EngineOptions& Engine::options() const { return impl_->options; }
+
+std::unique_ptr<Recorder> Engine::new_recorder() const {
+  RecorderShape shape;
+  shape.n_threads = impl_->registry->pool().n_threads();
+  for (const DeviceEntry& entry : impl_->registry->devices()) shape.devices.push_back(entry.device.name());
+  return std::make_unique<Recorder>(shape);
+}
+
+void Engine::set_recorder(Recorder* recorder) {
+  impl_->recorder = recorder;
+  impl_->registry->pool().set_recorder(recorder);
+  if (impl_->store) impl_->store->set_recorder(recorder);
+}
 
 Result<Session> Engine::new_session() {
   if (impl_->options.plan_only) return fail(Code::failed_precondition, "the engine was opened for its plan only");

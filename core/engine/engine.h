@@ -23,6 +23,7 @@
 #include "core/engine/session.h"
 #include "core/model/config.h"
 #include "core/plan/stream_model.h"
+#include "core/profile/recorder.h"
 #include "core/text/chat_template.h"
 #include "core/text/tokenizer.h"
 
@@ -110,6 +111,12 @@ class Engine {
   Result<int64_t> pin_most_used(int64_t n);
 
   uint64_t slot_bytes() const;  // of one streamed expert, blocks included; 0 for a dense model
+
+  // A recorder with a lane for each thread and device of this engine.
+  std::unique_ptr<Recorder> new_recorder() const;
+  // Where all of this engine's sessions note what they do when; null (as at the start): nowhere. Between steps, from the thread that runs them. It was made
+  // by new_recorder() of this engine and lives until it is replaced.
+  void set_recorder(Recorder* recorder);
 
   // resource_exhausted when the KV cache cannot be allocated.
   Result<Session> new_session();

@@ -16,6 +16,7 @@
 #include "core/engine/routing.h"
 #include "core/engine/segments.h"
 #include "core/experts/expert_store.h"
+#include "core/profile/recorder.h"
 
 namespace fth {
 
@@ -27,9 +28,10 @@ inline constexpr int64_t kHeadRows = 32;  // rows of logits per head run when al
 struct Compiled {
   Segment segment;
   Executable executable;
-  size_t device = 0;             // index into Registry::devices()
-  uint64_t weight_bytes = 0;     // read by one run; for experts of one expert
-  uint64_t workspace_bytes = 0;  // bound at submit, at the start of the device's workspace
+  size_t device = 0;                               // index into Registry::devices()
+  uint64_t weight_bytes = 0;                       // read by one run; for experts of one expert
+  uint64_t workspace_bytes = 0;                    // bound at submit, at the start of the device's workspace
+  uint64_t flops_per_row = 0, flops_per_cell = 0;  // Segment's
 };
 
 // Whether guessing pays, found out while decoding: of each kPeriod tokens kTrial, after some to fill the slots, alternate in blocks between guessing and not;
@@ -69,6 +71,7 @@ struct Engine::Impl {
   uint64_t program_bytes = 0;      // resident when the first plan was made
   std::vector<double> copy_speed;  // [device], measured once
   int64_t ubatch_wanted = 0;       // options.ubatch as it was given
+  Recorder* recorder = nullptr;    // null: nothing is recorded
 
   // Devices whose memory is the host's share space 0; every other device has a space of its own.
   std::vector<size_t> space_of;     // [device]

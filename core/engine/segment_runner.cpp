@@ -2,7 +2,7 @@
 #include "core/engine/segment_runner.h"
 
 #include <algorithm>
-#include <chrono>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -42,10 +42,15 @@ Result<> SegmentRunner::submit(SegmentKind kind, int64_t layer, Variant variant)
   int64_t n_slots = kind == SegmentKind::experts ? static_cast<int64_t>(s_.bound.size()) : 0;
   if (kind == SegmentKind::attention && s_.caches[static_cast<size_t>(layer)].paged >= 0) n_slots = pages_in_use();
   const std::array<int64_t, FTH_SCALAR_COUNT> scalars = {n, pos_ + (is_head ? first_row_ : 0), n_slots};
+  int64_t cpu_ns = -1;
+  if (e_.recorder != nullptr) {
+    e_.recorder->set_segment(name(kind).data(), layer, c->segment.n_tokens);
+    cpu_ns = e_.recorder->cpu_now();
+  }
   const auto begin = Clock::now();
   if (auto done = c->executable.run(s_.bindings, scalars); !done)
     return tl::unexpected<Error>(std::move(done).error().context(e_.device(c->device).name() + ": " + c->segment.name));
-  book(*c, layer, n, n_slots, std::chrono::duration<double>(Clock::now() - begin).count());
+  book(*c, layer, n, n_slots, begin, Clock::now(), cpu_ns);
 
   for (size_t i = 0, bound = 0; i < c->segment.tensors.size(); ++i) {
     const uint16_t role = c->segment.tensors[i].role;
@@ -95,7 +100,7 @@ Result<> SegmentRunner::bind_experts(const Compiled& c, Port port, int64_t layer
   return {};
 }
 
-void SegmentRunner::book(const Compiled& c, int64_t layer, int64_t n, int64_t n_slots, double seconds) {
+void SegmentRunner::book(const Compiled& c, int64_t layer, int64_t n, int64_t n_slots, Time begin, Time end, int64_t cpu_ns) {
   uint64_t bytes = c.weight_bytes;
   if (c.segment.kind == SegmentKind::embed) bytes = static_cast<uint64_t>(n) * row_bytes(e_.model->token_embd.dtype, config_.n_embd);
   if (c.segment.kind == SegmentKind::experts) bytes *= static_cast<uint64_t>(n_slots);
@@ -106,9 +111,51 @@ void SegmentRunner::book(const Compiled& c, int64_t layer, int64_t n, int64_t n_
   }
   SegmentTime& t = s_.times[{c.device, c.segment.kind}];
   ++t.count;
-  t.seconds += seconds;
+  t.seconds += std::chrono::duration<double>(end - begin).count();
   t.bytes += bytes;
   bytes_ += bytes;
+  if (e_.recorder != nullptr) record(c, layer, n, bytes, begin, end, cpu_ns);
+}
+
+void SegmentRunner::record(const Compiled& c, int64_t layer, int64_t n, uint64_t bytes, Time begin, Time end, int64_t cpu_ns) {
+  Recorder& r = *e_.recorder;
+  Event event;
+  event.kind = EventKind::segment;
+  event.name = name(c.segment.kind).data();
+  event.begin_ns = Recorder::ns(begin);
+  event.end_ns = Recorder::ns(end);
+  event.cpu_ns = r.cpu_since(cpu_ns);
+  event.bytes = bytes;
+  event.layer = static_cast<int32_t>(layer);
+  event.rows = static_cast<int32_t>(n);
+  event.bucket = static_cast<int16_t>(c.segment.n_tokens);
+  event.device = static_cast<uint8_t>(c.device);
+  // The table's end says how many rows of a token and expert this run had.
+  const int64_t rows = c.segment.kind == SegmentKind::experts ? s_.host<int32_t>(Port::slot_begin)[s_.bound.size()] : n;
+  event.flops = c.flops_per_row * static_cast<uint64_t>(rows);
+  if (c.flops_per_cell > 0) {
+    const int64_t window = e_.model->layers[static_cast<size_t>(layer)].window;
+    for (int64_t i = 0; i < n; ++i)
+      event.flops += c.flops_per_cell * static_cast<uint64_t>(std::min(pos_ + i + 1, window == 0 ? INT64_MAX : window));
+  }
+  r.engine().add(event);
+  if (c.device == 0) return;  // the host's CPU works on the engine's thread and the pool's, which have lanes
+  event.kind = EventKind::queue;
+  r.device(c.device).add(event);
+}
+
+void SegmentRunner::note(EventKind kind, const char* what, int64_t begin_ns, int64_t layer, size_t device, uint64_t bytes) {
+  if (e_.recorder == nullptr) return;
+  Event event;
+  event.kind = kind;
+  event.name = what;
+  event.begin_ns = begin_ns;
+  event.end_ns = Recorder::now();
+  event.bytes = bytes;
+  event.layer = static_cast<int32_t>(layer);
+  event.rows = static_cast<int32_t>(n_);
+  event.device = static_cast<uint8_t>(device);
+  e_.recorder->engine().add(event);
 }
 
 uint64_t SegmentRunner::used_bytes(const Area& a) const {
@@ -121,8 +168,10 @@ Result<> SegmentRunner::fetch_to_host(Port p) {
   FTH_CHECK(a.valid != 0, "an activation is read before it was written");
   const auto space = static_cast<size_t>(__builtin_ctz(a.valid));
   const uint64_t bytes = p == Port::logits || p == Port::norm ? a.bytes : used_bytes(a);
+  const int64_t begin = clock();
   FTH_RETURN_IF_ERROR(s_.act_buffers[e_.space_owner[space]].read(a.offset, s_.activations.data() + a.offset, bytes));
   s_.stats.copied_bytes += bytes;
+  note(EventKind::copy, "copy to host", begin, -1, e_.space_owner[space], bytes);
   a.valid |= 1u;
   return {};
 }
@@ -133,8 +182,10 @@ Result<> SegmentRunner::make_valid(Port p, size_t space, size_t device) {
   FTH_RETURN_IF_ERROR(fetch_to_host(p));
   if (space == 0) return {};
   const uint64_t bytes = used_bytes(a);
+  const int64_t begin = clock();
   FTH_RETURN_IF_ERROR(s_.act_buffers[device].write(a.offset, s_.activations.data() + a.offset, bytes));
   s_.stats.copied_bytes += bytes;
+  note(EventKind::copy, "copy to device", begin, -1, device, bytes);
   a.valid |= 1u << space;
   return {};
 }

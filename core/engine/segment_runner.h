@@ -2,6 +2,7 @@
 // What the token loop (step.cpp) stands on: runs one segment on its device for the tokens of one step. Activations move between devices only when
 // the reader's memory does not hold the current value. Lives for one step; private to this folder.
 
+#include <chrono>
 #include <cstring>
 #include <span>
 
@@ -37,6 +38,10 @@ class SegmentRunner {
   }
   Result<> fetch_to_host(Port p);
 
+  // For the recorder; nothing without one.
+  int64_t clock() const { return e_.recorder == nullptr ? 0 : Recorder::now(); }
+  void note(EventKind kind, const char* what, int64_t begin_ns, int64_t layer, size_t device = 0, uint64_t bytes = 0);
+
   // Values for Session::set_inspect; nothing without it.
   Result<> look(const char* what, Port p, int64_t cols, int64_t layer);
   Result<> look_at_experts_sum(int64_t layer);
@@ -53,7 +58,9 @@ class SegmentRunner {
   void bind_pages(Port port);
   int64_t pages_in_use() const;
   Result<> bind_experts(const Compiled& c, Port port, int64_t layer);
-  void book(const Compiled& c, int64_t layer, int64_t n, int64_t n_slots, double seconds);
+  using Time = std::chrono::steady_clock::time_point;
+  void book(const Compiled& c, int64_t layer, int64_t n, int64_t n_slots, Time begin, Time end, int64_t cpu_ns);
+  void record(const Compiled& c, int64_t layer, int64_t n, uint64_t bytes, Time begin, Time end, int64_t cpu_ns);
   uint64_t used_bytes(const Area& a) const;
   Result<> make_valid(Port p, size_t space, size_t device);
 

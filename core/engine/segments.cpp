@@ -119,6 +119,24 @@ uint64_t Segment::weight_bytes() const {
   return n;
 }
 
+uint64_t Segment::flops_per_row() const {
+  int64_t n = 0;
+  for (const fth_op& o : ops) {
+    const auto dim = [&](size_t input, size_t d) { return tensors[o.in[input]].dims[d]; };
+    if (o.kind == FTH_OP_MATMUL) n += 2 * dim(1, 0) * dim(1, 1);
+    if (o.kind == FTH_OP_EXPERTS) n += 3 * 2 * dim(3, 1) * dim(3, 2);
+    if (o.kind == FTH_OP_COMBINE) n += 2 * dim(0, 1) * dim(2, 1);
+  }
+  return static_cast<uint64_t>(n);
+}
+
+uint64_t Segment::flops_per_cell() const {
+  double n = 0;
+  for (const fth_op& o : ops)
+    if (o.kind == FTH_OP_ATTENTION) n += 2 * 2 * o.attr[0] * o.attr[2];  // scores, then the weighted sum
+  return static_cast<uint64_t>(n);
+}
+
 int64_t kv_cells(const Layer& layer, const SegmentShapes& shapes) {
   // A whole bucket has to fit, also in a context shorter than it. A window as long as the context is none.
   const bool sees_all = layer.window == 0 || layer.window >= shapes.n_ctx;

@@ -51,6 +51,10 @@ struct Segment {
   std::vector<Port> ports;             // of the other bound tensors, in tensor order
   fth_segment view() const;            // valid while this object lives unchanged
   uint64_t weight_bytes() const;       // of all dense weights bound
+  // Two for each multiplication and addition of the products, for each row of tokens; experts: for each row of a token and expert, as if no neuron
+  // were dead. flops_per_cell: of attention, for each position that a row attends to.
+  uint64_t flops_per_row() const;
+  uint64_t flops_per_cell() const;
 };
 
 // norms: attn_norm and result_norm become outputs (Port::norm), for comparisons. An experts segment in two: gates fills Port::gate_values while up and down are

@@ -65,6 +65,7 @@ class Step : public SegmentRunner {
     FTH_RETURN_IF_ERROR(submit(SegmentKind::router, layer));
     FTH_RETURN_IF_ERROR(fetch_to_host(Port::router_logits));
     FTH_RETURN_IF_ERROR(look("ffn_moe_logits", Port::router_logits, config_.n_expert, layer));
+    const int64_t begin = clock();
     const std::span<const float> logits(s_.host<float>(Port::router_logits), static_cast<size_t>(n_ * config_.n_expert));
     const auto where = [&](Error e) {
       return std::move(e).context("layer " + std::to_string(layer) + ", positions from " + std::to_string(pos_));
@@ -80,6 +81,7 @@ class Step : public SegmentRunner {
     }
     if (s_.on_routing) s_.on_routing(layer, pos_, n_, config_.top_k, r.ids.data());
     put(Port::gates, r.gates);
+    note(EventKind::route, "choose experts", begin, layer);
     return {};
   }
 
@@ -98,12 +100,14 @@ class Step : public SegmentRunner {
 
   // More experts than slots (a batch under a small budget): in groups, one computing while the next is read, each read once.
   Result<> request_experts(int64_t layer) {
+    const int64_t begin = clock();
     const auto n_slots = static_cast<size_t>(e_.store->n_slots() - e_.store->n_pinned());
     s_.order = s_.routing.experts;
     std::stable_partition(s_.order.begin(), s_.order.end(), [&](int32_t e) { return e_.store->is_resident(layer, e); });
     group_ = s_.order.size() <= n_slots ? s_.order.size() : std::max<size_t>(n_slots / 2, 1);
     requested_ = 0;
     FTH_RETURN_IF_ERROR(request_group(layer));
+    note(EventKind::request, "request experts", begin, layer);
     if (layer + 1 == config_.n_layer) return {};
     if (n_ == 1 && e_.guess_trial.on(e_.options.stream.guess) && !s_.inspect) return guess(layer + 1);
     // Tokens enough for every expert to be somebody's: the next layer's are read in order while this one computes.
@@ -200,7 +204,25 @@ class Step : public SegmentRunner {
 
 Result<uint64_t> step(Session::Impl& session, std::span<const int32_t> ids, int64_t pos, Want want, const OnRows& on_rows) {
   Step one(session, ids, pos);
-  FTH_RETURN_IF_ERROR(one.run(want, on_rows));
+  Recorder* const recorder = session.engine->recorder;
+  if (recorder == nullptr) {
+    FTH_RETURN_IF_ERROR(one.run(want, on_rows));
+    return one.bytes();
+  }
+  recorder->sample_counters();
+  Event event;
+  const int64_t cpu_ns = recorder->cpu_now();
+  event.begin_ns = Recorder::now();
+  const auto done = one.run(want, on_rows);
+  event.end_ns = Recorder::now();
+  event.cpu_ns = recorder->cpu_since(cpu_ns);
+  event.name = ids.size() == 1 ? "token" : "prompt";
+  event.bytes = one.bytes();
+  event.id = static_cast<int32_t>(pos);
+  event.rows = static_cast<int32_t>(ids.size());
+  recorder->engine().add(event);
+  recorder->sample_counters();
+  FTH_RETURN_IF_ERROR(done);
   return one.bytes();
 }
 

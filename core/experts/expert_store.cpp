@@ -98,6 +98,8 @@ ExpertStats ExpertStore::stats() const {
   return s;
 }
 
+void ExpertStore::set_recorder(Recorder* recorder) { impl_->recorder = recorder; }
+
 ExpertPlace ExpertStore::Impl::place(uint32_t slot) const {
   const ExpertLayout at = layout(slots[slot]);
   const uint64_t begin = uint64_t{slot} * slot_bytes;
@@ -233,13 +235,37 @@ void ExpertStore::Impl::land(const Loader::Landed& l) {
   }
 }
 
+void ExpertStore::Impl::note(const Loader::Landed& l) const {
+  Event event;
+  event.kind = EventKind::read;
+  event.name = slots[l.slot].guessed ? "read ahead" : "read";
+  event.begin_ns = Recorder::ns(l.begun);
+  event.end_ns = Recorder::ns(l.ended);
+  event.bytes = l.bytes;
+  event.layer = slots[l.slot].layer;
+  event.id = slots[l.slot].expert;
+  recorder->storage().add(event);
+}
+
 void ExpertStore::Impl::collect(bool wait) {
   const auto begin = std::chrono::steady_clock::now();
   landed.clear();
   loader->collect(wait, &landed);
-  for (const Loader::Landed& l : landed) land(l);
+  for (const Loader::Landed& l : landed) {
+    if (recorder != nullptr) note(l);
+    land(l);
+  }
   loader->pump();
-  if (wait) counts.stall_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (!wait) return;
+  const auto end = std::chrono::steady_clock::now();
+  counts.stall_s += std::chrono::duration<double>(end - begin).count();
+  if (recorder == nullptr) return;
+  Event event;
+  event.kind = EventKind::stall;
+  event.name = "wait for storage";
+  event.begin_ns = Recorder::ns(begin);
+  event.end_ns = Recorder::ns(end);
+  recorder->engine().add(event);
 }
 
 void ExpertStore::Impl::settle_guesses(int64_t layer, std::span<const int32_t> experts) {

@@ -20,6 +20,7 @@ namespace fth {
 
 class BlockReader;
 class FileSet;
+class Recorder;
 class Tier;
 
 // Where the experts lie in files. A packed model has the three parts of an expert in one slab; an unpacked GGUF has three stacks of matrices. Parts of an
@@ -156,6 +157,8 @@ class ExpertStore {
   Result<int64_t> load_warm(const std::filesystem::path& path);
 
   ExpertStats stats() const;
+  // Where each expert's read and each wait for storage is noted; null: nowhere. It lives until it is replaced.
+  void set_recorder(Recorder* recorder);
 
  private:
   struct Impl;

@@ -26,7 +26,7 @@ Loader::Loader(const FileSet& files, std::unique_ptr<BlockReader> reader, uint32
 void Loader::load(uint32_t slot, std::span<const Extent> extents, Range front, std::byte* base, Urgency urgency) {
   Job& job = jobs_[slot];
   FTH_CHECK(job.waiting == 0 && job.flying == 0, "a slot is loaded while it is being read");
-  job = {urgency, 0, 0, 0, 0, false, std::nullopt};
+  job = {urgency, 0, 0, 0, 0, false, std::nullopt, {}};
   for (const bool now : {true, false}) {
     for (const Extent& e : extents) {
       // The blocks of this extent that hold the front, and what is before and behind them; all of it where one read gets it.
@@ -134,6 +134,7 @@ void Loader::pump() {
       batch_.push_back({p.file, p.at, static_cast<uint32_t>(p.end - p.at), p.dst, index});
       --job.waiting;
       ++job.flying;
+      if (!job.started) job.begun = now;
       job.started = true;
       --waiting_;
       if (in_flight_++ == 0) busy_since_ = now;
@@ -160,8 +161,9 @@ void Loader::finish(const BlockReader::Done& done, std::vector<Landed>* landed) 
   Job& job = jobs_[p.slot];
   --in_flight_;
   --job.flying;
+  const auto now = Clock::now();
   const uint64_t us =
-      static_cast<uint64_t>(std::max<int64_t>(std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - p.begun).count(), 1));
+      static_cast<uint64_t>(std::max<int64_t>(std::chrono::duration_cast<std::chrono::microseconds>(now - p.begun).count(), 1));
   ++stats_.latency[std::min<size_t>(static_cast<size_t>(std::bit_width(us)) - 1, stats_.latency.size() - 1)];
   if (done.count > 0) stats_.bytes_read += static_cast<uint64_t>(done.count);
   std::optional<Error> error = judge(&p, done.count);
@@ -179,7 +181,7 @@ void Loader::finish(const BlockReader::Done& done, std::vector<Landed>* landed) 
   }
   if (job.waiting > 0 || job.flying > 0) return;
   note_guess(job, false);
-  landed->push_back({p.slot, std::exchange(job.error, std::nullopt)});
+  landed->push_back({p.slot, std::exchange(job.error, std::nullopt), job.begun, now, job.bytes});
 }
 
 // Moves the piece on by what came. An error when there is no point in another try.

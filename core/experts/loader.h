@@ -22,9 +22,12 @@ enum class Urgency : uint8_t { demand, exact, guess };  // somebody waits; a lay
 
 class Loader {
  public:
+  using Clock = std::chrono::steady_clock;
   struct Landed {
     uint32_t slot = 0;
-    std::optional<Error> error;  // without it, every byte of the extents is there
+    std::optional<Error> error;      // without it, every byte of the extents is there
+    Clock::time_point begun, ended;  // its first read's start, and when its last was seen complete
+    uint64_t bytes = 0;
   };
 
   // `files` outlives the loader.
@@ -51,7 +54,6 @@ class Loader {
   void add_to(ExpertStats* stats) const;
 
  private:
-  using Clock = std::chrono::steady_clock;
   struct Piece {  // one read, with what is left of it
     uint32_t slot = 0, file = 0;
     uint64_t at = 0, need = 0, end = 0;  // next byte to read (a block's first), end of what is needed, end of its last block
@@ -66,6 +68,7 @@ class Loader {
     uint64_t bytes = 0;
     bool started = false;
     std::optional<Error> error;
+    Clock::time_point begun;  // when started
   };
   void add_pieces(uint32_t slot, const Extent& extent, uint64_t begin, uint64_t end, std::byte* base, bool front);
   void finish(const BlockReader::Done& done, std::vector<Landed>* landed);

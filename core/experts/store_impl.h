@@ -17,6 +17,7 @@
 #include "core/experts/slot_memory.h"
 #include "core/experts/tier.h"
 #include "core/experts/usage.h"
+#include "core/profile/recorder.h"
 
 namespace fth {
 
@@ -67,7 +68,8 @@ struct ExpertStore::Impl {
   bool drop_guess();        // one that was not started
   void collect(bool wait);  // a wait is a stall
   void land(const Loader::Landed& landed);
-  bool intact(uint32_t slot) const;  // the checksum, where there is one and it is asked for
+  void note(const Loader::Landed& landed) const;  // for the recorder
+  bool intact(uint32_t slot) const;               // the checksum, where there is one and it is asked for
   uint32_t new_lease();
   void end_lease(uint32_t id);
   Result<std::span<const ExpertPlace>> next(uint32_t id, bool early);
@@ -85,6 +87,7 @@ struct ExpertStore::Impl {
   std::deque<LeaseRecord> leases;  // a deque: spans into a record outlive the making of others
   std::vector<uint32_t> free_leases;
   ExpertStats counts;
+  Recorder* recorder = nullptr;
   std::vector<Loader::Landed> landed;
   FileSet files;
   SlotMemory memory;

@@ -10,7 +10,7 @@ from program import BAD_MODEL, DONE, FAILED, NO_FIT, TINY, USAGE, must, must_jso
 
 PROMPT, ANSWER = "What is 38 + 47?", "8 + 7 = 15, 3 + 4 + 1 = 8, so 38 + 47 = 85"
 GREEDY = ("--temp", 0, "-n", 64)
-COMMANDS = ("run", "chat", "bench", "plan", "devices", "inspect", "pack", "doctor", "logits", "perplexity")
+COMMANDS = ("run", "chat", "bench", "profile", "plan", "devices", "inspect", "pack", "doctor", "logits", "perplexity")
 
 
 class ExitCodes(unittest.TestCase):

@@ -6,6 +6,7 @@
 
 #include "core/base/bytes.h"
 #include "tools/cli/command.h"
+#include "tools/cli/generate.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/kernel_tables.h"
 #include "tools/cli/machine.h"
@@ -70,19 +71,6 @@ struct Row {
   }
   double bytes_per_second() const { return per_second(static_cast<double>(bytes), seconds); }
 };
-
-// splitmix64: the same ids on every machine.
-std::vector<int32_t> random_ids(size_t n, int64_t n_vocab) {
-  std::vector<int32_t> ids(n);
-  uint64_t state = 0;
-  for (int32_t& id : ids) {
-    uint64_t z = (state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    id = static_cast<int32_t>((z ^ (z >> 31)) % static_cast<uint64_t>(n_vocab));
-  }
-  return ids;
-}
 
 Result<std::vector<Row>> random_rows(const BenchFlags& f, const Engine& engine) {
   const int64_t n_ctx = engine.options().n_ctx, n_vocab = engine.model().config.n_vocab;

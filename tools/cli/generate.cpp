@@ -47,8 +47,12 @@ Result<Generated> generate(const Engine& engine, Session& session, Sampler& samp
       out.stop = Stop::length;
       break;
     }
-    FTH_ASSIGN_OR_RETURN(const int32_t id, sampler.sample(logits));
-    sampler.accept(id);
+    int32_t id = 0;
+    {
+      const Scope scope(options.recorder, EventKind::sample, "sample");
+      FTH_ASSIGN_OR_RETURN(id, sampler.sample(logits));
+      sampler.accept(id);
+    }
     if (out.ids.empty()) out.seconds_to_first = std::chrono::duration<double>(Clock::now() - start).count();
     if (tokenizer.is_end(id) && !options.ignore_end) {
       out.stop = Stop::end_token;
@@ -99,6 +103,19 @@ std::vector<int32_t> text_ids(const Engine& engine, std::string_view text) {
   // Templates often write BOS themselves; twice would be another prompt than the model was trained on.
   if (tokenizer.adds_bos() && tokenizer.bos() >= 0 && (ids.empty() || ids.front() != tokenizer.bos()))
     ids.insert(ids.begin(), tokenizer.bos());
+  return ids;
+}
+
+// splitmix64: the same ids on every machine.
+std::vector<int32_t> random_ids(size_t n, int64_t n_vocab) {
+  std::vector<int32_t> ids(n);
+  uint64_t state = 0;
+  for (int32_t& id : ids) {
+    uint64_t z = (state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    id = static_cast<int32_t>((z ^ (z >> 31)) % static_cast<uint64_t>(n_vocab));
+  }
   return ids;
 }
 

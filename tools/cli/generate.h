@@ -20,6 +20,7 @@ struct GenerateOptions {
   // New text, and the id it came with; ids come before their text when text waits for the rest of a character.
   std::function<Result<>(int32_t id)> on_id;
   std::function<Result<>(std::string_view text)> on_text;
+  Recorder* recorder = nullptr;  // where sampling is noted; null: nowhere
 };
 
 struct Generated {
@@ -37,5 +38,8 @@ Result<Generated> generate(const Engine& engine, Session& session, Sampler& samp
 Result<std::vector<int32_t>> render_ids(const Engine& engine, const std::vector<Message>& messages);
 // Plain text, with BOS where the vocabulary wants it. Control tokens written out in it are control tokens.
 std::vector<int32_t> text_ids(const Engine& engine, std::string_view text);
+
+// Pseudo-random ids below n_vocab, the same on every machine.
+std::vector<int32_t> random_ids(size_t n, int64_t n_vocab);
 
 }  // namespace fth::cli

@@ -195,13 +195,13 @@ Result<double> parse_speed(std::string_view option, std::string_view speed) {
   return static_cast<double>(*bytes);
 }
 
-Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth, Measure measure) {
+Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth, Measure measure, const MachineProfile* known) {
   Opened out;
   out.log = std::make_unique<Log>(common);
   FTH_RETURN_IF_ERROR(engine_options(flags, {}, *out.log));  // a wrong option is said before anything is measured
   FTH_ASSIGN_OR_RETURN(out.model, find_model(flags.model));
   if (!flags.storage_speed.empty()) FTH_RETURN_IF_ERROR(parse_speed("--storage-speed", flags.storage_speed));
-  out.profile = machine_profile(static_cast<uint32_t>(flags.threads), measure);
+  out.profile = known != nullptr ? *known : machine_profile(static_cast<uint32_t>(flags.threads), measure);
   if (common.verbose)
     say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
         out.profile.note);

@@ -47,7 +47,8 @@ struct Opened {
 
 enum class Depth { plan_only, weights };
 // Measures the machine first if that has not been done, in a child process: call before any thread exists. The model's disk is measured when experts are streamed.
+// With `known` the processor and its memory are not measured.
 Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, Depth depth = Depth::weights,
-                           Measure measure = Measure::once);
+                           Measure measure = Measure::once, const MachineProfile* known = nullptr);
 
 }  // namespace fth::cli

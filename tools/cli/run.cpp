@@ -8,6 +8,7 @@
 #include "tools/cli/output.h"
 #include "tools/cli/report.h"
 #include "tools/cli/routing_trace.h"
+#include "tools/cli/trace_file.h"
 #include "tools/cli/warm.h"
 
 namespace fth::cli {
@@ -27,7 +28,7 @@ struct RunFlags : CommonFlags {
   PromptFlags prompt;
   int64_t n_predict = -1;
   std::vector<std::string> stops;
-  std::string system, tokens, trace_routing;
+  std::string system, tokens, trace_routing, trace;
   bool no_template = false, print_ids = false, ignore_end = false;
 };
 
@@ -41,7 +42,8 @@ void describe(RunFlags& f, po::options_description& options) {
       ("stop", po::value(&f.stops)->value_name("TEXT"), "stop before this text (may be repeated)")                                       //
       ("ignore-end", po::bool_switch(&f.ignore_end), "do not stop at end tokens")                                                        //
       ("print-ids", po::bool_switch(&f.print_ids), "print the ids, separated by spaces, instead of the text")                            //
-      ("trace-routing", po::value(&f.trace_routing)->value_name("FILE"), "write which experts each token uses, for bench/expert_io");
+      ("trace-routing", po::value(&f.trace_routing)->value_name("FILE"), "write which experts each token uses, for bench/expert_io")     //
+      ("trace", po::value(&f.trace)->value_name("FILE"), "write what ran when, for a trace viewer (Perfetto, chrome://tracing)");
   add_sampling(f.sampling, options);
   add_engine(f.engine, options);
   add_warm(f.warm, options);
@@ -93,6 +95,7 @@ Result<int> run(RunFlags& f) {
       return fail(Code::invalid_argument,
                   "there is no prompt: give one with -p TEXT, -f FILE or on standard input; `forethought chat` talks");
   }
+  std::unique_ptr<Recorder> recorder;  // outlives the engine that writes to it
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f));
   const Engine& engine = *opened.engine;
   FTH_ASSIGN_OR_RETURN(const auto ids, prompt_ids(f, engine, prompt));
@@ -104,7 +107,13 @@ Result<int> run(RunFlags& f) {
   std::optional<RoutingTrace> trace;
   if (!f.trace_routing.empty()) trace.emplace(session);
 
+  if (!f.trace.empty()) {
+    recorder = engine.new_recorder();
+    opened.engine->set_recorder(recorder.get());
+  }
+
   GenerateOptions options;
+  options.recorder = recorder.get();
   options.n_predict = f.n_predict;
   options.stops = f.stops;
   options.ignore_end = f.ignore_end;
@@ -134,6 +143,7 @@ Result<int> run(RunFlags& f) {
     say(text("stopped at the end of the context, %lld tokens; a larger --ctx goes on", static_cast<long long>(session.n_ctx())));
   print_figures(f, opened, stats);
   if (trace) FTH_RETURN_IF_ERROR(trace->write(f.trace_routing, engine));
+  if (recorder) FTH_RETURN_IF_ERROR(write_trace(f.trace, {{opened.model.filename().string(), recorder.get()}}));
   return out.stop == Stop::interrupted ? 130 : 0;
 }
 
