@@ -36,6 +36,23 @@ def run(*args, stdin="", timeout=300):
     return subprocess.run([program_path(), *map(str, args)], input=stdin, capture_output=True, text=True, timeout=timeout)
 
 
+_figures = {}
+
+
+def measured_cache(folder):
+    """Puts this machine's speed and its disk's into a cache folder as if measured in peace, so that each run there does not measure them again."""
+    if not _figures:
+        with tempfile.TemporaryDirectory() as first:
+            subprocess.run([program_path(), "run", "-m", TINY, "--cpu-only", "--experts", "streamed", "--expert-slots", "16", "-p", "x", "-n", "1"],
+                           stdin=subprocess.DEVNULL, capture_output=True, timeout=120, env={**os.environ, "XDG_CACHE_HOME": first})
+            for path in pathlib.Path(first).glob("forethought/*.json"):
+                _figures[path.name] = path.read_text().replace('"busy": true', '"busy": false')
+    kept = pathlib.Path(folder) / "forethought"
+    kept.mkdir(parents=True, exist_ok=True)
+    for name, text in _figures.items():
+        (kept / name).write_text(text)
+
+
 def must(*args, stdin="", timeout=300):
     """Standard output of a run that has to succeed."""
     done = run(*args, stdin=stdin, timeout=timeout)

@@ -17,12 +17,15 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 class Program(unittest.TestCase):
     """Runs the program with a cache folder of its own."""
+    measured = True
 
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory(dir=program.models_folder() if program.models_folder().exists() else None)
         self.addCleanup(self.folder.cleanup)
         self.path = pathlib.Path(self.folder.name)
         self.cache = self.path / "cache"
+        if self.measured:
+            program.measured_cache(self.cache)
 
     def run_program(self, *args, cache=None):
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache or self.cache)}
@@ -142,6 +145,7 @@ class Ubatch(Program):
 
 
 class Storage(Program):
+    measured = False
     """storage.json. Skipped where the file system has no O_DIRECT: nothing is measured there."""
 
     def note(self, cache=None):

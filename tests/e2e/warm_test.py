@@ -9,7 +9,7 @@ import tempfile
 import time
 import unittest
 
-from program import DONE, NO_FIT, TINY, USAGE, program_path
+from program import DONE, NO_FIT, TINY, USAGE, measured_cache, program_path
 
 PROMPT = "Write every word with a capital letter: the warm zebra in the village"
 # Half of the experts (8 layers of 16) in slots. No guesses: then a hit is an expert that was there before.
@@ -21,6 +21,7 @@ class Warm(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.cache = pathlib.Path(folder.name)
+        measured_cache(self.cache)
         self.sets = self.cache / "forethought/warm"
 
     def program(self, *args, stdin=""):

@@ -64,6 +64,7 @@ bool plausible(const StorageProfile& p) {
 struct Kept {
   StorageProfile profile;
   bool busy = false;
+  int tries = 1;  // on a busy machine, before this one included
 };
 
 std::optional<Kept> kept(const json::value& entry, const std::string& disk) {
@@ -83,6 +84,7 @@ std::optional<Kept> kept(const json::value& entry, const std::string& disk) {
   out.profile.queue_depth = static_cast<uint32_t>(depth);
   out.profile.request_bytes = static_cast<uint64_t>(length);
   out.busy = busy == nullptr || !busy->is_bool() || busy->get_bool();
+  out.tries = static_cast<int>(std::clamp(number("tries"), 1.0, 100.0));
   return plausible(out.profile) ? std::optional(out) : std::nullopt;
 }
 
@@ -178,7 +180,8 @@ StorageProfile storage_profile(const std::filesystem::path& file, const std::str
   std::optional<Kept> before;
   for (const json::value& entry : entries)
     if (auto k = kept(entry, *disk); k && (!before || k->profile.bytes_per_second > before->profile.bytes_per_second)) before = k;
-  if (before && when == Measure::once && (!before->busy || if_unknown == IfUnknown::leave)) {
+  constexpr int kTries = 4;  // a machine that is always busy has no other figures
+  if (before && when == Measure::once && (!before->busy || before->tries >= kTries || if_unknown == IfUnknown::leave)) {
     out = before->profile;
     out.note = "measured before, kept in " + path.string();
     return out;
@@ -209,7 +212,8 @@ StorageProfile storage_profile(const std::filesystem::path& file, const std::str
                      {"wait_seconds", out.wait_seconds},
                      {"queue_depth", out.queue_depth},
                      {"request_bytes", out.request_bytes},
-                     {"busy", busy}});
+                     {"busy", busy},
+                     {"tries", before && when == Measure::once ? before->tries + 1 : 1}});
   const bool stored = write_entries(path, kKey, entries);
   out.note = busy ? "measured now on a busy machine" : "measured now";
   out.note += stored ? ", kept in " + path.string() : "; it cannot be kept, set XDG_CACHE_HOME to a folder that can be written";
