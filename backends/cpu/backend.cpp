@@ -23,7 +23,7 @@ constexpr double kBytesPerSecondPerCore = 8e9;
 constexpr uint32_t kCoresThatFillMemory = 4;  // more cores than this share the same memory
 double flops_per_core(std::string_view table) {
   constexpr std::pair<std::string_view, double> kEstimates[] = {
-      {"avx2", 50e9}, {"avx512", 80e9}, {"avx512_vnni", 150e9}, {"neon_dotprod", 30e9}, {"generic", 2e9}};
+      {"avx2", 100e9}, {"avx512", 160e9}, {"avx512_vnni", 300e9}, {"neon_dotprod", 30e9}, {"generic", 2e9}};
   for (const auto& [name, flops] : kEstimates)
     if (name == table) return flops;
   return 2e9;
