@@ -145,8 +145,8 @@ class Ubatch(Program):
 
 
 class Storage(Program):
-    measured = False
     """storage.json. Skipped where the file system has no O_DIRECT: nothing is measured there."""
+    measured = False
 
     def note(self, cache=None):
         return json.loads(self.plan("--ram", "26MiB", "--json", cache=cache))["expected"]["storage_note"]

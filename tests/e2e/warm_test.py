@@ -80,7 +80,7 @@ class Warm(unittest.TestCase):
             self.assertRegex(self.answer()[1], r"64 experts read", "the run wrote a sound one")
 
     def test_unwritable_cache_is_a_note(self):
-        self.sets.parent.mkdir(parents=True)
+        self.sets.parent.mkdir(parents=True, exist_ok=True)
         self.sets.write_text("a file where the folder should be")
         answer, said = self.answer()
         self.assertIn("note: warm set not kept", said)

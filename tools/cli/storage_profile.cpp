@@ -67,15 +67,20 @@ struct Kept {
   int tries = 1;  // on a busy machine, before this one included
 };
 
-std::optional<Kept> kept(const json::value& entry, const std::string& disk) {
+bool is_of(const json::value& entry, const std::string& disk) {
   const json::object* o = entry.if_object();
-  if (o == nullptr) return std::nullopt;
+  const json::value* name = o == nullptr ? nullptr : o->if_contains("disk");
+  return name != nullptr && name->is_string() && std::string_view(name->get_string()) == disk;
+}
+
+std::optional<Kept> kept(const json::value& entry, const std::string& disk) {
+  if (!is_of(entry, disk)) return std::nullopt;
+  const json::object* o = entry.if_object();
   const auto number = [&](const char* name) {
     const json::value* v = o->if_contains(name);
     return v != nullptr && v->is_number() ? v->to_number<double>() : -1.0;
   };
-  const json::value *name = o->if_contains("disk"), *busy = o->if_contains("busy");
-  if (name == nullptr || !name->is_string() || std::string_view(name->get_string()) != disk) return std::nullopt;
+  const json::value* busy = o->if_contains("busy");
   Kept out;
   out.profile.bytes_per_second = number("bytes_per_second");
   out.profile.wait_seconds = number("wait_seconds");
@@ -204,7 +209,7 @@ StorageProfile storage_profile(const std::filesystem::path& file, const std::str
   }
   // Doubtful figures of several starts: their mean, weighted to the last.
   if (before && when == Measure::once) out.bytes_per_second = (before->profile.bytes_per_second + out.bytes_per_second) / 2;
-  for (auto it = entries.begin(); it != entries.end();) it = kept(*it, *disk) ? entries.erase(it) : it + 1;
+  for (auto it = entries.begin(); it != entries.end();) it = is_of(*it, *disk) ? entries.erase(it) : it + 1;
   constexpr size_t kMostDisks = 100;
   while (entries.size() >= kMostDisks) entries.erase(entries.begin());
   entries.push_back({{"disk", *disk},
