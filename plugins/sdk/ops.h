@@ -147,6 +147,8 @@ class OpChecker {
     FTH_ASSIGN_OR_RETURN(o.q, f32(0, "q", {{"N", &n}, {"H*D", &q_width}}));
     FTH_ASSIGN_OR_RETURN(o.k, f32(1, "k", {{"N", &n}, {"G*D", &kv_width}}));
     FTH_ASSIGN_OR_RETURN(o.v, f32(2, "v", {{"N", &n}, {"G*D", &kv_width}}));
+    if (const fth_tensor* cache = segment_.in(*op_, 3); cache != nullptr && cache->role == FTH_ROLE_SLOTS)
+      return unsupported("a cache in pages, which come from storage into the host's memory");
     FTH_ASSIGN_OR_RETURN(o.k_cache, input(3, "k_cache", {{"C", &o.cells}, {"G*D", &kv_width}}));
     o.cache = type(o.k_cache);
     FTH_ASSIGN_OR_RETURN(o.v_cache, input_of(o.cache, 4, "v_cache", {{"C", &o.cells}, {"G*D", &kv_width}}));
