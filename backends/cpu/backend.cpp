@@ -17,7 +17,7 @@ namespace {
 constexpr uint64_t kAlignment = 64;
 constexpr uint64_t kHugePage = 2 * kMiB;
 
-// Placeholders for a planner that has measured nothing: what a core of a modest machine gets. The options bytes_per_second and
+// For a planner that has measured nothing: what a core of a modest machine gets. The options bytes_per_second and
 // flops_per_second replace them.
 constexpr double kBytesPerSecondPerCore = 8e9;
 constexpr uint32_t kCoresThatFillMemory = 4;  // more cores than this share the same memory

@@ -85,7 +85,6 @@ Result<> Engine::Impl::decide() {
   if (options.ubatch != 0) return decide_with(options.ubatch);
   const Config& c = model->config;
   std::vector<UbatchChoice> choices;
-  std::vector<Plan> plans;
   Result<> outcome;
   for (size_t b = std::size(kBuckets); b-- > 0 && kBuckets[b] >= kLeastUbatch;) {
     UbatchChoice choice;

@@ -120,6 +120,19 @@ Result<> Engine::Impl::detect() {
   return {};
 }
 
+const Engine::Impl::Estimates& Engine::Impl::estimates_of(SegmentKind kind, int64_t layer, int64_t bucket) {
+  const bool attention = kind == SegmentKind::attention;
+  const int64_t cells = attention ? kv_cells(model->layers[static_cast<size_t>(layer)], shapes) : 0;
+  const auto [found, fresh] = estimates.try_emplace({kind, layer, bucket, cells, attention ? shapes.page_cells : 0});
+  Estimates& of = found->second;
+  if (!fresh) return of;
+  const Segment segment = build(kind, layer, bucket, Variant::plain);
+  of.name = segment.name;
+  of.weight_bytes = segment.weight_bytes();
+  for (size_t d = 0; d < registry->devices().size(); ++d) of.by_device.push_back(device(d).estimate(segment.view()));
+  return of;
+}
+
 Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resident_pages) {
   const Config& c = model->config;
   options.ubatch = ubatch;
@@ -162,6 +175,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
     s.name = (layer < 0 ? std::string() : "layer." + std::to_string(layer) + ".") + std::string(name(kind));
     s.host_only = kind != SegmentKind::attention && kind != SegmentKind::head;
     s.in_bytes = s.out_bytes = stream;
+    std::string only_host;  // why no other device may run it
     if (kind == SegmentKind::attention) {
       const Layer& l = model->layers[static_cast<size_t>(layer)];
       const uint64_t cell = row_bytes(shapes.kv_dtype, c.n_head_kv * c.head_dim);
@@ -169,7 +183,8 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
         const int64_t pages = kv_cells(l, shapes) / page_cells;
         kv_pages = {kv_pages.n_layers + 1, page_cells, pages, std::min(pages, resident_pages), cell};
         s.state_bytes = static_cast<uint64_t>(kv_pages.resident) * kv_pages.page_bytes();
-        s.host_only = true;  // its pages come from storage into RAM
+        only_host = "the KV cache of layers without a window is on storage, in pages that only " + devices[0].name +
+                    " takes; --kv memory keeps it whole";
       } else {
         s.state_bytes = static_cast<uint64_t>(2 * kv_cells(l, shapes)) * cell;
       }
@@ -178,13 +193,13 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
     for (const int64_t bucket : kBuckets) {
       // The head runs for one row, or for blocks of kHeadRows when all logits are asked for.
       if (bucket > (kind == SegmentKind::head ? kHeadRows : shapes.max_bucket)) break;
-      const Segment segment = build(kind, layer, bucket, Variant::plain);
-      if (bucket == 1) s.weight_bytes = segment.weight_bytes();
+      const Estimates& of = estimates_of(kind, layer, bucket);
+      if (bucket == 1) s.weight_bytes = of.weight_bytes;
       for (size_t d = 0; d < devices.size(); ++d) {
         SegmentCost& cost = s.cost[d];
-        auto estimate = device(d).estimate(segment.view());
+        const Result<fth_estimate>& estimate = of.by_device[d];
         if (!estimate) {
-          if (cost.reason.empty()) cost.reason = segment.name + ": " + estimate.error().message;
+          if (cost.reason.empty()) cost.reason = of.name + ": " + estimate.error().message;
           cost.supported = false;
           continue;
         }
@@ -197,6 +212,10 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
         cost.workspace_bytes = std::max(cost.workspace_bytes, estimate->workspace_bytes);
         cost.resident_bytes += estimate->resident_bytes;
       }
+    }
+    for (size_t d = 1; d < devices.size() && !only_host.empty(); ++d) {
+      s.cost[d].supported = false;
+      s.cost[d].reason = only_host;
     }
     if (kind == SegmentKind::experts)
       experts += expert_bytes(model->layers[static_cast<size_t>(layer)]) * static_cast<uint64_t>(c.n_expert);

@@ -55,7 +55,8 @@ struct StreamOptions {  // docs/memory.md
   bool direct = true;              // past the page cache where the file system can
   Guess guess = Guess::automatic;  // read ahead for the next layer what its router says of this layer's input
   bool early_gates = true;         // compute the gate of an expert while its up and down are still being read
-  std::string tier = "auto";       // device whose spare memory holds more experts; "off"; auto: the first in use that has memory of its own
+  std::string tier =
+      "auto";  // device whose spare memory holds more experts; "off"; auto: the first in use that has memory of its own and copies at twice the speed of storage
   bool prefetch = true;  // ask for a layer's experts before its attention; false: after it, as a router behind attention would have to
   bool verify = false;   // check each expert's checksum as it lands (packed models)
 };

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -67,8 +68,16 @@ struct Engine::Impl {
   std::unique_ptr<Registry> registry;  // outlives everything below
   Plan plan;
   SegmentShapes shapes;
-  KvPagesShape kv_pages;           // of the caches in pages; n_layers 0: there are none
-  uint64_t program_bytes = 0;      // resident when the first plan was made
+  KvPagesShape kv_pages;       // of the caches in pages; n_layers 0: there are none
+  uint64_t program_bytes = 0;  // resident when the first plan was made
+  // What the devices said of a segment, asked once for all the plans that are looked at: by kind, layer, bucket and, for attention, the shape of its cache.
+  struct Estimates {
+    std::string name;
+    uint64_t weight_bytes = 0;
+    std::vector<Result<fth_estimate>> by_device;
+  };
+  std::map<std::tuple<SegmentKind, int64_t, int64_t, int64_t, int64_t>, Estimates> estimates;
+  const Estimates& estimates_of(SegmentKind kind, int64_t layer, int64_t bucket);
   std::vector<double> copy_speed;  // [device], measured once
   int64_t ubatch_wanted = 0;       // options.ubatch as it was given
   Recorder* recorder = nullptr;    // null: nothing is recorded

@@ -21,7 +21,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint32_t kDepth = 32, kTries = 3;
 constexpr uint64_t kPieceBytes = kMiB;
-constexpr char kAbsent = 0, kReading = 1, kThere = 2;
+constexpr char kAbsent = 0, kReading = 1, kSpoilt = 2, kThere = 3;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
@@ -47,6 +47,13 @@ uint64_t KvPagesShape::half_page_bytes() const { return align_up(static_cast<uin
 
 Result<std::unique_ptr<KvPages>> KvPages::open(const KvPagesShape& shape, const std::filesystem::path& directory,
                                                const std::string& reader) {
+  return open(shape, directory, [&reader](const FileSet& files, std::span<std::byte> memory, uint32_t depth) {
+    return open_reader(reader, files, memory, depth);
+  });
+}
+
+Result<std::unique_ptr<KvPages>> KvPages::open(const KvPagesShape& shape, const std::filesystem::path& directory,
+                                               const ExpertStore::MakeReader& make_reader) {
   if (shape.n_layers < 1 || shape.page_cells < 1 || shape.n_pages < 1 || shape.resident < 1 || shape.resident > shape.n_pages ||
       shape.cell_bytes == 0)
     return fail(Code::invalid_argument, "KV pages: " + std::to_string(shape.n_layers) + " layers, " + std::to_string(shape.resident) +
@@ -72,7 +79,7 @@ Result<std::unique_ptr<KvPages>> KvPages::open(const KvPagesShape& shape, const 
   if (kv->write_fd_ < 0) return cannot(Code::unavailable, "");
   ::close(file);
   FTH_ASSIGN_OR_RETURN(kv->memory_, SlotMemory::allocate(shape.resident_bytes() + shape.staging_bytes(), true));
-  FTH_ASSIGN_OR_RETURN(kv->reader_, open_reader(reader, kv->files_, kv->memory_.bytes(), kDepth));
+  FTH_ASSIGN_OR_RETURN(kv->reader_, make_reader(kv->files_, kv->memory_.bytes(), kDepth));
   kv->owners_.assign(static_cast<size_t>(shape.n_layers * shape.resident), -1);
   for (Half& half : kv->halves_) half.state.assign(static_cast<size_t>(shape.staged()), kAbsent);
   kv->pages_left_.assign(static_cast<size_t>(2 * shape.n_pages), 0);
@@ -109,8 +116,7 @@ uint32_t KvPages::half_for(int64_t layer) {
     if (halves_[h].layer == layer) return last_half_ = h;
   const uint32_t h = 1 - last_half_;
   Half& half = halves_[h];
-  while (half.reading > 0)  // of a step that came to nothing
-    if (!move(true)) break;
+  drain(half);  // of a step that came to nothing
   half.layer = layer;
   std::fill(half.state.begin(), half.state.end(), kAbsent);
   return last_half_ = h;
@@ -171,15 +177,19 @@ Result<> KvPages::move(bool wait) {
                          std::to_string(p.offset));
     }
     free_pieces_.push_back(static_cast<uint32_t>(d.tag));
-    if (--pages_left_[static_cast<size_t>(p.half * shape_.n_pages + p.page)] == 0) {
-      Half& half = halves_[p.half];
-      --half.reading;
-      half.state[static_cast<size_t>(p.page)] = kThere;
-    }
-    if (!whole) halves_[p.half].state[static_cast<size_t>(p.page)] = kAbsent;
+    Half& half = halves_[p.half];
+    char& state = half.state[static_cast<size_t>(p.page)];
+    if (!whole) state = kSpoilt;
+    if (--pages_left_[static_cast<size_t>(p.half * shape_.n_pages + p.page)] > 0) continue;
+    --half.reading;
+    state = state == kSpoilt ? kAbsent : kThere;
   }
   submit();
   return outcome;
+}
+
+void KvPages::drain(Half& half) {
+  while (half.reading > 0) (void)move(true);  // what failed is absent
 }
 
 void KvPages::poll() {
@@ -241,8 +251,11 @@ Result<> KvPages::ready(int64_t layer, int64_t pos, int64_t n) {
     if (page * shape_.page_cells < pos) FTH_RETURN_IF_ERROR(read_now(layer, page, base + resident_at(layer, page)));
     owner(layer, page) = page;
   }
-  for (int64_t page = 0; page < spilled; ++page)
-    if (half.state[static_cast<size_t>(page)] == kAbsent) begin_read(h, page);
+  const auto begin_absent = [&] {
+    for (int64_t page = 0; page < spilled; ++page)
+      if (half.state[static_cast<size_t>(page)] == kAbsent) begin_read(h, page);
+  };
+  begin_absent();
   // Pages between the spilled and the written ones are resident, or a longer conversation drove them out before it was cut.
   for (int64_t page = spilled; page < first; ++page) {
     if (owner(layer, page) == page) continue;
@@ -250,8 +263,10 @@ Result<> KvPages::ready(int64_t layer, int64_t pos, int64_t n) {
     FTH_RETURN_IF_ERROR(read_now(layer, page, base + resident_at(layer, page)));
     owner(layer, page) = page;
   }
+  // A page that an earlier call spoilt is absent when the last of its reads is back, and read again.
   Result<> moved;
-  while (moved && half.reading > 0) moved = move(true);
+  for (; moved && half.reading > 0; begin_absent())
+    while (moved && half.reading > 0) moved = move(true);
   stats_.stall_s += seconds_since(begin);
   FTH_RETURN_IF_ERROR(moved);
   current_layer_ = layer;
@@ -262,9 +277,8 @@ Result<> KvPages::ready(int64_t layer, int64_t pos, int64_t n) {
 
 void KvPages::truncate(int64_t n_past) {
   // What is staged may be of pages that are about to change; what is resident and beyond the end may not be taken for older pages that are full.
-  while (halves_[0].reading + halves_[1].reading > 0)
-    if (!move(true)) break;
   for (Half& half : halves_) {
+    drain(half);
     half.layer = -1;
     std::fill(half.state.begin(), half.state.end(), kAbsent);
   }

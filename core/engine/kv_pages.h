@@ -15,6 +15,7 @@
 
 #include "core/base/result.h"
 #include "core/experts/block_reader.h"
+#include "core/experts/expert_store.h"
 #include "core/experts/files.h"
 #include "core/experts/slot_memory.h"
 
@@ -50,6 +51,9 @@ class KvPages {
   // system in memory, invalid_argument for a shape that contradicts itself.
   static Result<std::unique_ptr<KvPages>> open(const KvPagesShape& shape, const std::filesystem::path& directory,
                                                const std::string& reader);
+  // The same with a reader of the caller's choice; for tests of faults.
+  static Result<std::unique_ptr<KvPages>> open(const KvPagesShape& shape, const std::filesystem::path& directory,
+                                               const ExpertStore::MakeReader& make_reader);
   ~KvPages();  // waits for reads in flight
   KvPages(const KvPages&) = delete;
   KvPages& operator=(const KvPages&) = delete;
@@ -75,8 +79,8 @@ class KvPages {
  private:
   struct Half {  // of the staging
     int64_t layer = -1;
-    std::vector<char> state;  // per page: kAbsent, kReading, kThere
-    int64_t reading = 0;
+    std::vector<char> state;  // per page: kAbsent, kReading, kSpoilt (being read, and part of it failed), kThere
+    int64_t reading = 0;      // pages with reads to come, spoilt ones among them
   };
   struct Piece {
     uint64_t offset = 0;
@@ -93,7 +97,8 @@ class KvPages {
   uint64_t file_at(int64_t layer, int64_t page) const;
   int64_t& owner(int64_t layer, int64_t page);  // which page is in the place that `page` has among the resident ones, -1 for none
   void begin_read(uint32_t half, int64_t page);
-  Result<> move(bool wait);  // completions and submissions
+  Result<> move(bool wait);  // completions and submissions; the error of a read that failed for good
+  void drain(Half& half);    // until nothing is read into it
   Result<> write(int64_t layer, int64_t page, const std::byte* from);
   Result<> read_now(int64_t layer, int64_t page, std::byte* to);
   uint32_t half_for(int64_t layer);

@@ -82,7 +82,8 @@ Result<> Engine::Impl::find_tier() {
     if (p.host_memory) continue;
     known += (known.empty() ? "" : ", ") + p.name;
     const bool used = std::any_of(plan.placements.begin(), plan.placements.end(), [d](const Placement& q) { return q.device == d; });
-    if (wanted == "auto" ? !used || !p.refusal.empty() : wanted != p.name) continue;
+    const bool faster = p.copy_bytes_per_second > 2 * options.stream.storage.bytes_per_second;
+    if (wanted == "auto" ? !used || !faster || !p.refusal.empty() : wanted != p.name) continue;
     uint64_t limit = p.memory_bytes;
     if (options.vram_budget != 0) limit = limit == 0 ? options.vram_budget : std::min(limit, options.vram_budget);
     for (const Arena& a : plan.arenas)
@@ -158,7 +159,8 @@ Result<> Engine::Impl::read_embedding_rows(std::span<const int32_t> ids) {
 std::string Engine::streaming() const {
   if (impl_->store == nullptr) return {};
   const std::string& why = impl_->options.stream.tuning;
-  return impl_->store->description() + (why.empty() ? "" : "; " + why);
+  const std::string lost = impl_->store->tier_error();
+  return impl_->store->description() + (why.empty() ? "" : "; " + why) + (lost.empty() ? "" : "; device memory given up: " + lost);
 }
 
 uint64_t Engine::slot_bytes() const {

@@ -15,6 +15,7 @@
 #include <fstream>
 
 #include "core/engine/engine.h"
+#include "tests/experts/faulty_reader.h"
 
 namespace fth {
 namespace {
@@ -147,27 +148,66 @@ TEST(KvPages, ABudgetWithoutRoomForTheCacheUsesStorage) {
 
 KvPagesShape shape() { return {3, 32, 20, 3, 128}; }
 
+// Fills a cache position by position, 16 in a step, and looks at every position before and in it. How many calls failed; each is repeated until it does not.
+int fill_and_look(KvPages& k) {
+  const KvPagesShape& shape = k.shape();
+  const uint64_t half = shape.half_page_bytes();
+  const auto value = [](int64_t layer, int64_t position) { return static_cast<uint8_t>(layer * 7 + position * 13 + position / 32); };
+  const auto cell = [&](int64_t position, uint64_t side) {
+    return k.memory().data() + k.place(position / shape.page_cells) + side +
+           static_cast<uint64_t>(position % shape.page_cells) * shape.cell_bytes;
+  };
+  int failures = 0;
+  for (int64_t pos = 0; pos < shape.n_pages * shape.page_cells; pos += 16)
+    for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
+      for (auto ready = k.ready(layer, pos, 16); !ready && failures < 100; ready = k.ready(layer, pos, 16)) {
+        EXPECT_THAT(ready.error().code, testing::AnyOf(Code::unavailable, Code::data_loss));
+        EXPECT_THAT(ready.error().message, HasSubstr("KV cache's file in"));
+        ++failures;
+      }
+      const bool last = layer + 1 == shape.n_layers;
+      k.prefetch((layer + 1) % shape.n_layers, last ? pos + 16 : pos, last ? 1 : 16);
+      for (int64_t p = pos; p < pos + 16; ++p)
+        for (const uint64_t side : {uint64_t{0}, half}) std::memset(cell(p, side), value(layer, p) + (side > 0), shape.cell_bytes);
+      for (int64_t p = 0; p < pos + 16; ++p)
+        for (const uint64_t side : {uint64_t{0}, half})
+          for (const uint64_t at : {uint64_t{0}, shape.cell_bytes - 1})
+            if (std::to_integer<uint8_t>(cell(p, side)[at]) != static_cast<uint8_t>(value(layer, p) + (side > 0))) {
+              ADD_FAILURE() << "layer " << layer << ", position " << p << " at " << pos << ", byte " << at;
+              return failures;
+            }
+    }
+  return failures;
+}
+
 TEST(KvPages, PagesComeBackAsTheyWere) {
   auto kv = KvPages::open(shape(), directory(), "auto");
   ASSERT_TRUE(kv) << kv.error().message;
-  KvPages& k = **kv;
-  const uint64_t half = shape().half_page_bytes();
-  const auto value = [](int64_t layer, int64_t position) { return static_cast<uint8_t>(layer * 7 + position * 13 + position / 32); };
-  for (int64_t pos = 0; pos < 20 * 32; pos += 16) {
-    for (int64_t layer = 0; layer < 3; ++layer) {
-      ASSERT_TRUE(k.ready(layer, pos, 16));
-      k.prefetch((layer + 1) % 3, layer == 2 ? pos + 16 : pos, layer == 2 ? 1 : 16);
-      for (int64_t p = pos; p < pos + 16; ++p)
-        for (const uint64_t side : {uint64_t{0}, half})
-          std::memset(k.memory().data() + k.place(p / 32) + side + static_cast<uint64_t>(p % 32) * 128, value(layer, p) + (side > 0), 128);
-      for (int64_t p = 0; p < pos + 16; ++p)
-        for (const uint64_t side : {uint64_t{0}, half})
-          ASSERT_EQ(std::to_integer<int>(*(k.memory().data() + k.place(p / 32) + side + static_cast<uint64_t>(p % 32) * 128 + 77)),
-                    static_cast<uint8_t>(value(layer, p) + (side > 0)))
-              << "layer " << layer << ", position " << p << " at " << pos;
-    }
-  }
-  EXPECT_GT(k.stats().bytes_read, k.stats().bytes_written);
+  EXPECT_EQ(fill_and_look(**kv), 0);
+  EXPECT_GT((*kv)->stats().bytes_read, (*kv)->stats().bytes_written);
+}
+
+TEST(KvPages, AFailedReadIsSaidAndReadAgain) {
+  const KvPagesShape large = {3, 32, 7, 3, 32 * 1024};  // pages of two reads: one may fail while the other is on its way
+  for (const int64_t fault : {int64_t{-EIO}, int64_t{4096}, int64_t{-EINTR}})
+    for (int nth = 0; nth < 24; nth += 5)
+      for (const bool reorder : {false, true}) {
+        int reads = 0, faults_left = 3;  // as many as a read is tried
+        uint64_t victim = 0;
+        test::Faults faults;
+        faults.reorder = reorder;
+        faults.plan = [&](const BlockReader::Read& r) -> int64_t {
+          if (reads++ == nth) victim = r.offset;
+          if (reads <= nth || r.offset != victim || faults_left == 0) return 0;
+          --faults_left;
+          return fault;
+        };
+        auto kv = KvPages::open(large, directory(), test::faulty(faults));
+        ASSERT_TRUE(kv) << kv.error().message;
+        // A failed prefetch that nobody waited for is read again without a word.
+        EXPECT_LE(fill_and_look(**kv), 1) << fault << ", read " << nth;
+        EXPECT_EQ(faults_left, 0);
+      }
 }
 
 TEST(KvPages, AFullDiskIsSaidAndTheConversationGoesOnWhenThereIsRoom) {

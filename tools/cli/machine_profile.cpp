@@ -2,17 +2,12 @@
 
 #include "tools/cli/machine_profile.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <boost/json.hpp>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
-#include <functional>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -21,6 +16,7 @@
 #include "core/device/registry.h"
 #include "tools/cli/bandwidth.h"
 #include "tools/cli/cache_file.h"
+#include "tools/cli/in_child.h"
 #include "tools/cli/int8_peak.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
@@ -102,40 +98,12 @@ double measure_int8(uint32_t n) {
   return std::all_of(results.begin(), results.end(), [](int32_t r) { return r == 0; }) ? 0 : best;
 }
 
-// A figure that `measure` returns in a forked child.
-std::optional<double> in_child(const std::function<double()>& measure, std::string& why_not) {
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) {
-    why_not = std::string("pipe: ") + std::strerror(errno);
-    return std::nullopt;
-  }
-  const pid_t child = ::fork();
-  if (child == 0) {
-    double figure = 0;
-    try {
-      figure = measure();
-    } catch (...) {  // no thread or no memory: the parent reads 0
-    }
-    const ssize_t written = ::write(ends[1], &figure, sizeof figure);
-    ::_exit(written == static_cast<ssize_t>(sizeof figure) ? 0 : 1);
-  }
-  ::close(ends[1]);
-  double figure = 0;
-  ssize_t got = -1;
-  if (child > 0) {
-    do got = ::read(ends[0], &figure, sizeof figure);
-    while (got < 0 && errno == EINTR);
-    while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
-    }
-  }
-  ::close(ends[0]);
-  if (child < 0) {
-    why_not = std::string("fork: ") + std::strerror(errno);
-  } else if (got != static_cast<ssize_t>(sizeof figure) || !plausible(figure)) {
-    why_not = "the measuring process ended without a figure";
-  } else {
-    return figure;
-  }
+// A speed, measured in a process of its own.
+template <class Measure>
+std::optional<double> measured_speed(const Measure& measure, std::string& why_not) {
+  const auto figure = in_child(measure, why_not);
+  if (figure && plausible(*figure)) return figure;
+  if (figure) why_not = "the measuring process found no figure";  // no memory
   return std::nullopt;
 }
 
@@ -173,7 +141,7 @@ MachineProfile machine_profile(uint32_t n_threads, Measure measure_when) {
     return out;
   }
   std::string why_not;
-  const auto figure = in_child([&] { return measure(bytes, out.threads); }, why_not);
+  const auto figure = measured_speed([&] { return measure(bytes, out.threads); }, why_not);
   if (!figure) {
     out.note = "memory bandwidth not measured: " + why_not;
     return out;
@@ -187,7 +155,7 @@ MachineProfile machine_profile(uint32_t n_threads, Measure measure_when) {
 
 Int8Peak int8_peak(uint32_t n_threads) {
   Int8Peak out;
-  const auto figure = in_child([n = n_threads > 0 ? n_threads : usable_cores()] { return measure_int8(n); }, out.how);
+  const auto figure = measured_speed([n = n_threads > 0 ? n_threads : usable_cores()] { return measure_int8(n); }, out.how);
   if (figure) out = {*figure, std::string(int8_loop().name)};
   return out;
 }

@@ -5,12 +5,12 @@
 #include <cstring>
 
 #include "tools/cli/command.h"
+#include "tools/cli/fma_peak.h"
 #include "tools/cli/generate.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/kernel_tables.h"
 #include "tools/cli/open.h"
 #include "tools/cli/output.h"
-#include "tools/cli/peak.h"
 #include "tools/cli/profile_report.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/trace_file.h"

@@ -7,7 +7,6 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,6 +25,7 @@
 #include "core/experts/measure.h"
 #include "tools/cli/bandwidth.h"
 #include "tools/cli/cache_file.h"
+#include "tools/cli/in_child.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 
@@ -136,40 +136,6 @@ Figures measure(const std::filesystem::path& file, const std::string& reader, ui
   return out;
 }
 
-Figures measure_in_child(const std::filesystem::path& file, const std::string& reader, uint64_t busy_bytes) {
-  Figures out;
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) {
-    std::snprintf(out.why_not, sizeof out.why_not, "pipe: %s", std::strerror(errno));
-    return out;
-  }
-  const pid_t child = ::fork();
-  if (child == 0) {
-    Figures found;
-    try {
-      found = measure(file, reader, busy_bytes);
-    } catch (...) {
-      std::snprintf(found.why_not, sizeof found.why_not, "no memory or no thread for it");
-    }
-    const ssize_t written = ::write(ends[1], &found, sizeof found);
-    ::_exit(written == static_cast<ssize_t>(sizeof found) ? 0 : 1);
-  }
-  ::close(ends[1]);
-  ssize_t got = -1;
-  if (child > 0) {
-    do got = ::read(ends[0], &out, sizeof out);
-    while (got < 0 && errno == EINTR);
-    while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
-    }
-  }
-  ::close(ends[0]);
-  if (got != static_cast<ssize_t>(sizeof out)) {
-    out = {};
-    std::snprintf(out.why_not, sizeof out.why_not, "the measuring process ended without a figure");
-  }
-  return out;
-}
-
 }  // namespace
 
 StorageProfile storage_profile(const std::filesystem::path& file, const std::string& reader, Measure when, IfUnknown if_unknown) {
@@ -199,12 +165,12 @@ StorageProfile storage_profile(const std::filesystem::path& file, const std::str
   // Beyond the last-level cache, so that the cores wait for memory; nothing where memory is short.
   uint64_t busy_bytes = std::clamp<uint64_t>(4 * l3_bytes(), 256 * kMiB, kGiB);
   if (read_memory().free_for_us() < 4 * busy_bytes) busy_bytes = 0;
-  const Figures f = measure_in_child(file, reader, busy_bytes);
+  const Figures f = in_child([&] { return measure(file, reader, busy_bytes); }, why_not).value_or(Figures{});
+  if (f.why_not[0] != 0) why_not = printable(f.why_not);
   out = {f.bytes_per_second, f.wait_seconds, f.queue_depth, f.request_bytes, {}};
-  if (f.why_not[0] != 0 || !plausible(out)) {
+  if (!why_not.empty() || !plausible(out)) {
     out = {};
-    out.note =
-        "storage not measured: " + (f.why_not[0] != 0 ? printable(f.why_not) : format_rate(f.bytes_per_second) + " is no speed of a disk");
+    out.note = "storage not measured: " + (why_not.empty() ? format_rate(f.bytes_per_second) + " is no speed of a disk" : why_not);
     return out;
   }
   // Doubtful figures of several starts: their mean, weighted to the last.

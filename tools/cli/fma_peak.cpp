@@ -1,6 +1,6 @@
 // Chains of multiply-adds, enough of them at once to fill the units: 16 registers cover 2 units of 4 to 8 cycles.
 
-#include "tools/cli/peak.h"
+#include "tools/cli/fma_peak.h"
 
 #include <algorithm>
 #include <chrono>
