@@ -6,13 +6,15 @@
 
 Each repetition is a new process of each program: load, one pass that is not counted, then a prompt of --pp ids and --tg ids decoded one at a time (the same fixed
 ids for both, random or from --tokens). The peer is first tried with flash attention on and off and with two batch sizes; for prefill and for decode its
-own best setting is then used. Before anything is timed, both programs answer a prompt of the bundled model: the likeliest token must be the same.
+own best setting is then used. With --steal N other processes hold N of the cores meanwhile, and ours alone with the threads that are left is measured too. Before anything is timed, both programs answer a prompt of the bundled model: the likeliest token must be the same.
 Exit codes: 0 done, 1 a program failed or the answers differ, 2 the peer is not there (setup.sh says why).
 """
 import argparse
 import array
+import contextlib
 import json
 import math
+import os
 import pathlib
 import random
 import re
@@ -29,6 +31,21 @@ TINY = ROOT / "tools/tiny_model/tiny-smallthinker-q4_0.gguf"
 CHECK_PROMPTS = ("What is 38 + 47?", "Translate to German: The old teacher buys a red car.", "Write every word with a capital letter: the warm zebra in the village")
 
 
+@contextlib.contextmanager
+def held_cores(n):
+    """Holds the last n cores that this process may use, each with a process that only computes, as another program of the machine would."""
+    holders = []
+    try:
+        for core in sorted(os.sched_getaffinity(0))[len(os.sched_getaffinity(0)) - n:]:
+            code = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: sum(range(1 << 20))"
+            holders.append(subprocess.Popen([sys.executable, "-c", code]))
+        yield
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait()
+
+
 def run(command):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
@@ -42,9 +59,9 @@ def peer(args, file, tokens, pp, tg, ctx, setting, more=()):
                            "--threads", args.threads, "--flash", setting[0], "--ubatch", setting[1], *more]))
 
 
-def ours(args, fth, file, tokens, pp, tg, ctx):
+def ours(args, fth, file, tokens, pp, tg, ctx, threads=None):
     """One repetition of Forethought: the object that `bench --json` prints."""
-    return json.loads(run([fth, "bench", "-m", file, "--tokens", tokens, "--pp", pp, "--tg", tg, "-c", ctx, "-r", 1, "--warmup", 1, "-t", args.threads,
+    return json.loads(run([fth, "bench", "-m", file, "--tokens", tokens, "--pp", pp, "--tg", tg, "-c", ctx, "-r", 1, "--warmup", 1, "-t", threads or args.threads,
                            "--json", "-q", *args.ours]))
 
 
@@ -108,15 +125,21 @@ def compare(args, fth, file, scratch):
 
     seconds = {("pp", "ours"): [], ("pp", "peer"): [], ("tg", "ours"): [], ("tg", "peer"): []}
     bandwidth, report = [], {}
+    fewer = max(args.threads - args.steal, 1)
+    alone = {"pp": [], "tg": []}  # ours with the threads that are left, nothing stolen
     for repetition in range(args.reps):
-        report = ours(args, fth, file, tokens, pp, tg, ctx)
+        for row in ours(args, fth, file, tokens, pp, tg, ctx, fewer)["rows"] if args.steal else ():
+            alone[row["name"][:2]].append(row["tokens"] / row["samples"][0])
+        with held_cores(args.steal):
+            report = ours(args, fth, file, tokens, pp, tg, ctx)
         for row in report["rows"]:
             kind = row["name"][:2]
             seconds[kind, "ours"].append(row["tokens"] / row["samples"][0])
             if kind == "tg":
                 bandwidth.append(row["gb_s"])
         for setting in dict.fromkeys((best_pp, best_tg)):
-            theirs = peer(args, file, tokens, pp, tg, ctx, setting)
+            with held_cores(args.steal):
+                theirs = peer(args, file, tokens, pp, tg, ctx, setting)
             if setting == best_pp and pp:
                 seconds["pp", "peer"].append(theirs["pp_s"])
             if setting == best_tg and tg:
@@ -135,7 +158,8 @@ def compare(args, fth, file, scratch):
                     f"{name}_p90_s": round(percentile(values, 0.9), 5)}
         row |= {"ratio_of_medians": round(median(other) / median(mine), 3), "ratio_of_minima": round(min(other) / min(mine), 3),
                 "ours_gb_s": round(median(bandwidth), 2) if kind == "tg" else "", "isa": report["isa"], "peer": f"llama-cpp-python {info['version']}",
-                "peer_flash": best[0], "peer_ubatch": best[1], "tokens": args.tokens.name if args.tokens else "random", "command": invocation()}
+                "peer_flash": best[0], "peer_ubatch": best[1], "stolen_cores": args.steal, "ours_alone_threads": fewer if args.steal else "",
+                "ours_alone_median_tok_s": round(n / median(alone[kind]), 3) if args.steal else "", "tokens": args.tokens.name if args.tokens else "random", "command": invocation()}
         rows.append(row)
     return rows, info
 
@@ -147,6 +171,7 @@ def main():
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--pp", type=int, default=512)
     parser.add_argument("--tg", type=int, default=128)
+    parser.add_argument("--steal", type=int, default=0, metavar="N", help="cores that other processes hold while either program runs (default: 0)")
     parser.add_argument("--tokens", type=pathlib.Path, help="token ids: every run of digits (default: random ids, the same every time)")
     parser.add_argument("--program", help="default: $FTH_PROGRAM, else build/release/forethought")
     parser.add_argument("--ours", nargs="*", default=[], help="further options of ours, such as --ours=--cpu-isa=avx2")
@@ -155,6 +180,8 @@ def main():
     args = parser.parse_args()
     if args.reps < 1 or args.pp < 1 or args.tg < 0 or args.threads < 1:
         parser.error("--reps, --pp and --threads want 1 or more, --tg 0 or more")
+    if not 0 <= args.steal <= len(os.sched_getaffinity(0)):
+        parser.error(f"--steal wants 0 to {len(os.sched_getaffinity(0))} here")
     fth = program(args.program)
     if subprocess.run([FOLDER / "setup.sh"]).returncode != 0:
         sys.exit(2)
@@ -175,6 +202,9 @@ def main():
     print(table(["file", "measure", "ours tok/s", "best", "at p90", "peer tok/s", "best", "at p90", "ratio of medians", "of minima", "peer's setting"],
                 [[r["file"], r["measure"], *(f"{int(r['measure'][2:]) / r[f'{who}_{k}_s']:.2f}" for who in ("ours", "peer") for k in ("median", "min", "p90")),
                   f"{r['ratio_of_medians']:.2f}", f"{r['ratio_of_minima']:.2f}", f"flash {r['peer_flash']}, ubatch {r['peer_ubatch']}"] for r in rows]))
+    for r in rows if args.steal else ():
+        print(f"{r['file']} {r['measure']}: with {args.steal} of the cores held by other processes {r['ours_median_tok_s'] / r['ours_alone_median_tok_s']:.2f} of ours with "
+              f"{r['ours_alone_threads']} thread and all cores ({r['ours_alone_median_tok_s']:.2f} tok/s)")
     if not args.no_csv:
         write_csv(args.csv or RESULTS / f"{today()}-{cpu_slug()}-peers.csv", rows, append=True)
 
