@@ -118,6 +118,33 @@ uint32_t physical_cores(hwloc_topology_t topology, hwloc_const_cpuset_t allowed)
 
 }  // namespace cores
 
+Result<std::vector<int>> parse_cpus(std::string_view list) {
+  const auto wrong = [&](const std::string& why) {
+    return fail(Code::invalid_argument, "CPUs \"" + std::string(list) + "\": " + why +
+                                            "; write numbers and ranges of the CPUs in this process's affinity mask, such as 0-3,8");
+  };
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return wrong("the affinity mask of this process cannot be read");
+  std::vector<int> cpus;
+  for (std::string_view rest = list; !rest.empty() || cpus.empty();) {
+    const size_t end = std::min(rest.find(','), rest.size());
+    const std::string_view item = rest.substr(0, end);
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+    const size_t dash = item.find('-');
+    const auto first = cores::parse_int(item.substr(0, dash));
+    const auto last = dash == std::string_view::npos ? first : cores::parse_int(item.substr(dash + 1));
+    if (!first || !last || *first < 0 || *last < *first || *last >= CPU_SETSIZE)
+      return wrong("\"" + std::string(item) + "\" is not a CPU or a range of them");
+    for (int cpu = static_cast<int>(*first); cpu <= static_cast<int>(*last); ++cpu) {
+      if (!CPU_ISSET(static_cast<size_t>(cpu), &mask)) return wrong("CPU " + std::to_string(cpu) + " is not for this process");
+      if (std::find(cpus.begin(), cpus.end(), cpu) != cpus.end()) return wrong("CPU " + std::to_string(cpu) + " is named twice");
+      cpus.push_back(cpu);
+    }
+  }
+  return cpus;
+}
+
 uint32_t usable_cores() {
   cpu_set_t mask;
   CPU_ZERO(&mask);

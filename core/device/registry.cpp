@@ -242,7 +242,10 @@ Registry::~Registry() = default;
 
 Result<std::unique_ptr<Registry>> Registry::open(const RegistryOptions& options) {
   auto impl = std::make_unique<Impl>();
-  impl->pool = std::make_unique<ThreadPool>(options.n_threads > 0 ? options.n_threads : usable_cores());
+  impl->pool = std::make_unique<ThreadPool>(options.n_threads > 0  ? options.n_threads
+                                            : options.cpus.empty() ? usable_cores()
+                                                                   : static_cast<uint32_t>(options.cpus.size()),
+                                            options.cpus);
 
   const std::lock_guard lock(process().opening);
   HostServices& s = process().hosts.emplace_back();

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/base/result.h"
@@ -18,7 +19,9 @@ namespace fth {
 std::span<const fth_backend_query_fn> builtin_backends();
 
 struct RegistryOptions {
-  uint32_t n_threads = 0;     // of the pool; 0 = one per physical core allowed to this process (affinity, cgroup quota)
+  uint32_t n_threads = 0;  // of the pool; 0 = one per physical core allowed to this process (affinity, cgroup quota)
+  std::vector<int>
+      cpus;  // where the pool's threads stay, one each (parse_cpus); with n_threads 0 there are as many. Empty: the scheduler places them
   bool builtin_only = false;  // --cpu-only: no plugin file is even opened
   // Extra directories or files, before the default ones; absolute. A file named here is loaded even if a backend of its name is there already.
   std::vector<std::filesystem::path> plugin_paths;
@@ -64,5 +67,7 @@ class Registry {
 
 // Cores this process may use: affinity mask and cgroup quota (v1 and v2), one per physical core. At least 1.
 uint32_t usable_cores();
+// "0-3,8": CPU numbers in the order given. invalid_argument for a text that is none, a number that is named twice, or a CPU that this process may not use.
+Result<std::vector<int>> parse_cpus(std::string_view list);
 
 }  // namespace fth

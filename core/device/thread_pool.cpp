@@ -113,10 +113,22 @@ struct ThreadPool::Impl {
   }
 };
 
-ThreadPool::ThreadPool(uint32_t n_threads) : impl_(std::make_unique<Impl>()) {
+namespace {
+
+void stay_on(pthread_t thread, std::span<const int> cpus) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int cpu : cpus) CPU_SET(static_cast<size_t>(cpu), &set);
+  pthread_setaffinity_np(thread, sizeof set, &set);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(uint32_t n_threads, std::span<const int> cpus) : impl_(std::make_unique<Impl>()) {
   FTH_CHECK(n_threads >= 1, "a pool has at least the calling thread");
   // With more threads than cores a spinning thread holds the core that the thread it waits for needs.
-  impl_->spin = n_threads <= cpus_allowed();
+  impl_->spin = n_threads <= (cpus.empty() ? cpus_allowed() : static_cast<uint32_t>(cpus.size()));
+  if (!cpus.empty()) stay_on(pthread_self(), cpus);
   // Signals are the program's own threads' business: workers are started with all of them blocked.
   sigset_t all, before;
   sigfillset(&all);
@@ -126,6 +138,7 @@ ThreadPool::ThreadPool(uint32_t n_threads) : impl_(std::make_unique<Impl>()) {
     for (uint32_t i = 1; i < n_threads; ++i) {
       impl_->workers.emplace_back([impl = impl_.get(), i] { impl->work(i); });
       pthread_setname_np(impl_->workers.back().native_handle(), "fth-worker");
+      if (!cpus.empty()) stay_on(impl_->workers.back().native_handle(), cpus.subspan(i % cpus.size(), 1));
     }
   } catch (const std::system_error&) {
     // A process limit on threads: the pool is as large as it could be made, and n_threads() says so.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 namespace fth {
 
@@ -13,7 +14,9 @@ class Recorder;
 class ThreadPool {
  public:
   // n_threads >= 1 counts the calling thread: n_threads - 1 workers are started, or as many as the system allows: n_threads() says.
-  explicit ThreadPool(uint32_t n_threads);
+  // cpus: where they may run, by the system's numbers: worker i stays on cpus[i % cpus.size()], the calling thread and what it starts later
+  // (readers) on any of them. Empty: the scheduler places them. Each must be in the process's affinity mask (parse_cpus looks).
+  explicit ThreadPool(uint32_t n_threads, std::span<const int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -86,7 +86,31 @@ TEST(Cores, UsableCoresFollowsTheAffinityMask) {
     if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &one);
   ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
   EXPECT_EQ(usable_cores(), 1u);
+  EXPECT_FALSE(parse_cpus("0-" + std::to_string(CPU_SETSIZE - 1)));  // all but one are not for this process
   ASSERT_EQ(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
+TEST(Cores, ListsOfCpusAreRead) {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  ASSERT_EQ(sched_getaffinity(0, sizeof mask, &mask), 0);
+  std::vector<int> allowed;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(static_cast<size_t>(cpu), &mask)) allowed.push_back(cpu);
+  std::string all;
+  for (auto cpu = allowed.rbegin(); cpu != allowed.rend(); ++cpu) all += (all.empty() ? "" : ",") + std::to_string(*cpu);
+  const auto read = parse_cpus(all);
+  ASSERT_TRUE(read) << read.error().message;
+  EXPECT_EQ(*read, std::vector<int>(allowed.rbegin(), allowed.rend()));  // in the order given
+  const std::string one = std::to_string(allowed.front());
+  EXPECT_EQ(parse_cpus(one + "-" + one).value_or(std::vector<int>{}), std::vector<int>{allowed.front()});
+  for (const std::string& text : {std::string(), std::string(","), std::string("a"), std::string("-1"), one + "-", one + "," + one,
+                                  std::string("5-2"), std::string("99999999999999999999"), std::string("0-99999999")}) {
+    const auto result = parse_cpus(text);
+    ASSERT_FALSE(result) << text;
+    EXPECT_EQ(result.error().code, Code::invalid_argument);
+    EXPECT_NE(result.error().message.find("\"" + text + "\""), std::string::npos) << result.error().message;
+  }
 }
 
 }  // namespace

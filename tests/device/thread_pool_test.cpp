@@ -129,6 +129,36 @@ TEST(ThreadPool, WorkersAreNamed) {
   EXPECT_TRUE(named.load());
 }
 
+TEST(ThreadPool, ThreadsStayOnTheCpusThatAreNamed) {
+  cpu_set_t before;
+  CPU_ZERO(&before);
+  ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+  std::vector<int> allowed;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(static_cast<size_t>(cpu), &before)) allowed.push_back(cpu);
+  if (allowed.size() < 2) GTEST_SKIP() << "one CPU";
+  // In a thread of its own: the caller's mask changes for good.
+  std::thread([&] {
+    const std::vector<int> cpus = {allowed[1], allowed[0]};
+    ThreadPool pool(2, cpus);
+    std::atomic<bool> worker_seen{false}, elsewhere{false};
+    const std::thread::id caller = std::this_thread::get_id();
+    for (const auto start = Clock::now(); !worker_seen && us_since(start) < 10e6;) {
+      run(pool, 64, [&](uint32_t) {
+        if (std::this_thread::get_id() == caller) return;
+        if (sched_getcpu() != cpus[1]) elsewhere = true;
+        worker_seen = true;
+      });
+    }
+    EXPECT_TRUE(worker_seen.load());
+    EXPECT_FALSE(elsewhere.load());
+    cpu_set_t mine;
+    CPU_ZERO(&mine);
+    ASSERT_EQ(sched_getaffinity(0, sizeof mine, &mine), 0);
+    EXPECT_EQ(CPU_COUNT(&mine), 2);
+  }).join();
+}
+
 // Median microseconds of one parallel_for with trivial bodies, one index per thread.
 double median_barrier_us(ThreadPool& pool, int jobs) {
   std::vector<double> us(static_cast<size_t>(jobs));

@@ -32,10 +32,11 @@ void add_common(CommonFlags& flags, po::options_description& options, const char
 }
 
 void add_devices(DeviceFlags& flags, po::options_description& options) {
-  options.add_options()                                                                                                    //
-      ("threads,t", value(&flags.threads, "N"), "CPU threads (default: one for each physical core this process may use)")  //
-      ("cpu-only", po::bool_switch(&flags.cpu_only), "use the CPU alone; no plugin is opened")                             //
-      ("cpu-isa", value(&flags.cpu_isa, "NAME"), "force the CPU kernels of one instruction set; `devices -v` lists them")  //
+  options.add_options()                                                                                                           //
+      ("threads,t", value(&flags.threads, "N"), "CPU threads (default: one for each physical core this process may use)")         //
+      ("cpus", value(&flags.cpus, "LIST"), "keep the threads on these CPUs, such as 0-3,8 (default: the scheduler places them)")  //
+      ("cpu-only", po::bool_switch(&flags.cpu_only), "use the CPU alone; no plugin is opened")                                    //
+      ("cpu-isa", value(&flags.cpu_isa, "NAME"), "force the CPU kernels of one instruction set; `devices -v` lists them")         //
       ("plugin", value(&flags.plugins, "PATH"), "a plugin file, or a folder of them, to look at first (may be repeated)");
 }
 

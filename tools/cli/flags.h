@@ -23,7 +23,7 @@ struct CommonFlags {
 struct DeviceFlags {
   int64_t threads = 0;
   bool cpu_only = false;
-  std::string cpu_isa;
+  std::string cpu_isa, cpus;
   std::vector<std::string> plugins;
 };
 

@@ -65,6 +65,9 @@ Result<RegistryOptions> registry_options(const DeviceFlags& flags, const Machine
   if (flags.cpu_isa.find_first_of(",=") != std::string::npos)
     return fail(Code::invalid_argument, "--cpu-isa " + flags.cpu_isa + ": must be a name; `forethought devices -v` lists them");
   out.n_threads = static_cast<uint32_t>(flags.threads);
+  if (!flags.cpus.empty()) {
+    FTH_ASSIGN_OR_RETURN(out.cpus, parse_cpus(flags.cpus));
+  }
   out.builtin_only = flags.cpu_only;
   // A relative path on the command line is the user's own choice; the registry refuses it, and one from the environment stays refused.
   for (const std::string& path : flags.plugins) {
