@@ -171,7 +171,7 @@ bool has_vnni() {
 
 Result<std::unique_ptr<Library::Made>> make(Implementation which, std::string_view impl_info) {
   const bool int8 = which == Implementation::int8_ukernel || which == Implementation::int8_matmul;
-  if (int8 && !has_vnni()) return fail(Code::unimplemented, "no VNNI on this CPU, and without it sums of 8-bit products saturate");
+  if (int8 && !has_vnni()) return fail(Code::unimplemented, "no VNNI: sums would saturate");
   try {
     if (which == Implementation::int8_ukernel || which == Implementation::f32_ukernel) {
 #ifdef DNNL_EXPERIMENTAL_UKERNEL
@@ -179,7 +179,7 @@ Result<std::unique_ptr<Library::Made>> make(Implementation which, std::string_vi
       FTH_RETURN_IF_ERROR(made->make(int8));
       return std::unique_ptr<Library::Made>(std::move(made));
 #else
-      return fail(Code::unimplemented, "this build of oneDNN has no ukernels");
+      return fail(Code::unimplemented, "not in this build of oneDNN");
 #endif
     }
     auto made = std::make_unique<Primitives>();
@@ -200,10 +200,10 @@ Library::Library(const TileTable& tiles, std::string_view only, std::string_view
     auto made = make(which, impl_info);
     Result<> ready = made ? self_check(tiles, &(*made)->products) : Result<>(tl::unexpected<Error>(made.error()));
     if (!ready) {
-      lines_.push_back(sdk::text(name(which), " not used (", ready.error().message, ")"));
+      lines_.push_back(sdk::text(name(which), " not used, ", ready.error().message));
       continue;
     }
-    lines_.push_back(sdk::text(name(which), " used (", (*made)->info, ")"));
+    lines_.push_back(sdk::text(name(which), " used, ", (*made)->info));
     (int8 ? int8_ : f32_) = &(*made)->products;
     made_.push_back(std::move(*made));
   }

@@ -76,8 +76,11 @@ class Planner {
           continue;  // by design, not a refusal worth a line per device
         if (reason.empty()) continue;
         allowed_[s][d] = 0;
-        if (said.insert({d, std::string(name(segment.kind)) + reason}).second)
-          refusals_.push_back({devices_[d].name + ": " + segment.name, reason});
+        std::string alike(name(segment.kind));  // layers differ in their names only: one line for all
+        alike += reason;
+        for (size_t at = alike.find(segment.name); at != std::string::npos; at = alike.find(segment.name))
+          alike.erase(at, segment.name.size());
+        if (said.insert({d, alike}).second) refusals_.push_back({devices_[d].name + ": " + segment.name, reason});
       }
       if (segment.host_only)
         for (size_t d = 1; d < n_devices; ++d) allowed_[s][d] = 0;
