@@ -196,7 +196,9 @@ Library::Library(const TileTable& tiles, std::string_view only, std::string_view
   for (size_t i = 0; i < kImplementations.size(); ++i) {
     const auto which = static_cast<Implementation>(i);
     const bool int8 = i < 2;
-    if ((int8 ? int8_ : f32_) != nullptr || (!only.empty() && only != name(which))) continue;
+    // One on 8 bits needs one on f32 beside it, for other weights.
+    const bool named = only.empty() || only == name(which) || (!int8 && only.substr(0, 4) == "int8");
+    if ((int8 ? int8_ : f32_) != nullptr || !named) continue;
     auto made = make(which, impl_info);
     Result<> ready = made ? self_check(tiles, &(*made)->products) : Result<>(tl::unexpected<Error>(made.error()));
     if (!ready) {
