@@ -48,6 +48,12 @@ struct Outcome {
 
 using Accumulator = float[kTile * kWide];
 
+// Behind a thread's products: oneDNN may have set its registers up for them.
+void leave(const Units& units) {
+  for (const Products* p : {units.int8, &units.f32})
+    if (p != nullptr && p->leave != nullptr) p->leave();
+}
+
 }  // namespace
 
 Result<> run_step(const MatmulStep& s, const Run& run) {
@@ -74,7 +80,7 @@ Result<> run_step(const MatmulStep& s, const Run& run) {
     const WeightView weight = s.w.view(run.at<const std::byte>(s.w.tensor));
     if (!multiply_tile(run.units.tiles, products, weight, row, n, panels_at(run, s.packed, products.int8, first, width), acc))
       outcome.failed = true;
-    if (products.leave) products.leave();
+    leave(run.units);
     const float* const bias = s.bias == kNoValue ? nullptr : run.at<const float>(s.bias) + row;
     for (int64_t c = 0; c < std::min(width, run.n_tokens - first); ++c) {
       float* const y = run.at<float>(s.y) + (first + c) * s.w.rows + row;
@@ -169,7 +175,7 @@ struct Experts {
         }
       store_hidden(gate, columns[slot] + first, row, width);
     }
-    if (run.units.f32.leave) run.units.f32.leave();
+    leave(run.units);
   }
 
   // Whole groups of neurons: those behind the last are zero.
@@ -204,7 +210,7 @@ struct Experts {
         for (int64_t r = 0; r < n; ++r) y[r] = acc[r * kWide + c];
       }
     }
-    if (run.units.f32.leave) run.units.f32.leave();
+    leave(run.units);
   }
 };
 

@@ -183,7 +183,7 @@ struct Run8 {
     }
   }
 
-  std::vector<float> run(const TileTable& tiles, const Products* int8, const Products& f32) {
+  Result<std::vector<float>> run(const TileTable& tiles, const Products* int8, const Products& f32) {
     const auto tensor = [](DType type, uint16_t role, std::initializer_list<int64_t> dims) {
       fth_tensor t{};
       t.dtype = static_cast<uint16_t>(type), t.role = role, t.rank = static_cast<uint32_t>(dims.size());
@@ -223,12 +223,11 @@ struct Run8 {
                             nullptr,
                             reinterpret_cast<std::byte*>(y.data())};
     std::byte* slots[3 * kSlots];
-    for (size_t i = 0; i < 3 * kSlots; ++i) slots[i % 3 * kSlots + i / 3] = matrices[i].data();
+    for (size_t i = 0; i < 3 * kSlots; ++i) slots[i % 3 * kSlots + i / 3] = matrices[i].empty() ? nullptr : matrices[i].data();
     const sdk::Host services(&host);
     const Run run{
         .host = services, .units = units, .values = values, .slots = slots, .scratch = aligned, .n_tokens = kTokens, .n_slots = kSlots};
-    const auto done = run_step(std::get<ExpertsStep>(plan->steps[0]), run);
-    EXPECT_TRUE(done) << done.error().message;
+    FTH_RETURN_IF_ERROR(run_step(std::get<ExpertsStep>(plan->steps[0]), run));
     return y;
   }
 };
@@ -240,7 +239,7 @@ TEST_F(Onednn, ExpertsOnEightBitsAreCloseToF32AndEqualInBothOrders) {
     const Products int8 = int8_products(interleaved);
     for (const bool by_neuron : {false, true}) {
       Run8 one(by_neuron);
-      const std::vector<float> rounded = one.run(tiles(), &int8, f32), whole = one.run(tiles(), nullptr, f32);
+      const std::vector<float> rounded = one.run(tiles(), &int8, f32).value(), whole = one.run(tiles(), nullptr, f32).value();
       double error = 0, power = 0;
       for (size_t i = 0; i < whole.size(); ++i) {
         error += std::pow(static_cast<double>(rounded[i] - whole[i]), 2);
@@ -254,10 +253,36 @@ TEST_F(Onednn, ExpertsOnEightBitsAreCloseToF32AndEqualInBothOrders) {
   }
 }
 
+TEST_F(Onednn, MalformedTablesAreRefusedBeforeAnythingIsWritten) {
+  const Products f32 = f32_products();
+  const std::pair<const char*, void (*)(Run8&)> kSpoilt[] = {
+      {"slot_begin[0] is -1", [](Run8& r) { r.begin[0] = -1; }},
+      {"slot_begin goes from", [](Run8& r) { r.begin[2] = 0; }},
+      {"slot_begin goes from", [](Run8& r) { r.begin.back() += 1; }},
+      {"rows[3] is -5", [](Run8& r) { r.rows[3] = -5; }},
+      {"rows[0] is 42", [](Run8& r) { r.rows[0] = 42; }},
+      {"is in two slots", [](Run8& r) { r.rows.front() = r.rows.back(); }},
+      {"empty binding", [](Run8& r) { r.matrices[4].clear(); }},
+  };
+  for (const auto& [message, spoil] : kSpoilt) {
+    Run8 one(false);
+    spoil(one);
+    const auto done = one.run(tiles(), nullptr, f32);
+    ASSERT_FALSE(done) << message;
+    EXPECT_THAT(done.error().message, HasSubstr(message));
+    EXPECT_EQ(done.error().code, Code::invalid_argument);
+    EXPECT_EQ(std::count(one.y.begin(), one.y.end(), 0.0f), static_cast<ptrdiff_t>(one.y.size()));
+  }
+}
+
 TEST_F(Onednn, FailuresOfOneDnnAreErrors) {
-  Products broken = f32_products();
-  broken.multiply = [](void*, const float*, const float*, int64_t, int64_t, float*) { return false; };
-  EXPECT_FALSE(self_check(tiles(), &broken));
+  Run8 one(false);
+  Products failing = f32_products();
+  failing.multiply = [](void*, const float*, const float*, int64_t, int64_t, float*) { return false; };
+  const auto done = one.run(tiles(), nullptr, failing);
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().code, Code::internal);
+  EXPECT_FALSE(self_check(tiles(), &failing));
 }
 
 }  // namespace
