@@ -12,8 +12,8 @@ find "$build" -type f \( -name 'x86_*.cpp.o' -o -name 'arm_*.cpp.o' \) -path '*k
 while read -r object; do
   found=$((found + 1))
   symbols=$(${NM:-nm} -C --defined-only "$object" | sed 's/^[0-9a-f]* *//' | grep -E '^[A-TV-Zuvw] ' || true)
-  tables=$(printf '%s\n' "$symbols" | grep -cE '^[DRB] fth::cpu::k[A-Za-z0-9]+$' || true)
-  others=$(printf '%s\n' "$symbols" | grep -vE '^[DRB] fth::cpu::k[A-Za-z0-9]+$' || true)
+  tables=$(printf '%s\n' "$symbols" | grep -cE '^[DRB] fth::[a-z]+::k[A-Za-z0-9]+$' || true)
+  others=$(printf '%s\n' "$symbols" | grep -vE '^[DRB] fth::[a-z]+::k[A-Za-z0-9]+$' || true)
   if [ "$tables" != 1 ] || [ -n "$others" ]; then
     echo "check_isa: $object defines $tables tables (want 1), and: ${others:-nothing else}"
     status=1

@@ -77,6 +77,7 @@ Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t buc
   auto c = std::make_unique<Compiled>();
   c->segment = build(kind, layer, bucket, variant);
   c->device = device_for(kind, layer);
+  if (kind == SegmentKind::experts && c->device == 0) c->device = experts_on[bucket_index];
   c->weight_bytes = c->segment.weight_bytes();
   if (kind == SegmentKind::experts) {
     const Layer& l = model->layers[static_cast<size_t>(layer)];
@@ -249,6 +250,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
   const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand) {
     std::vector<Arena> fixed = {{"program", "ram", program_bytes}, {"activations", "ram", activation_bytes(*this)}};
     if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
+    add_expert_workspaces(&fixed);
     if (kv_pages.n_layers > 0) fixed.push_back({"kv cache, from storage", "ram", kv_pages.staging_bytes()});
     auto mine = segments;
     if (embedding_on_demand && !tied) {
@@ -350,6 +352,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     impl->chat_template = std::move(*parsed);
   }
   FTH_RETURN_IF_ERROR(impl->detect());
+  FTH_RETURN_IF_ERROR(impl->choose_experts());
   FTH_RETURN_IF_ERROR(impl->decide());
   if (!options.plan_only) FTH_RETURN_IF_ERROR(impl->make_resident());
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));

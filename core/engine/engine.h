@@ -20,6 +20,7 @@
 #include "core/base/dtype.h"
 #include "core/base/result.h"
 #include "core/device/registry.h"
+#include "core/engine/expert_choice.h"
 #include "core/engine/session.h"
 #include "core/model/config.h"
 #include "core/plan/stream_model.h"
@@ -76,6 +77,7 @@ struct EngineOptions {
   double bytes_per_second = 0;  // measured memory bandwidth of the host, 0 when unknown; feeds the cost model
   ExpertPlacement experts = ExpertPlacement::automatic;
   StreamOptions stream;
+  KeptExpertTimes expert_times;
   bool plan_only = false;                                      // stop after the plan: no weight is touched, sessions are refused
   std::function<void(uint64_t done, uint64_t total)> on_load;  // bytes made resident, from open()'s thread
 };
@@ -95,6 +97,8 @@ class Engine {
   const ChatTemplate& chat_template() const;
   const std::string& template_note() const;
   Registry& registry();
+  // Which device runs the experts of each bucket where several could; no candidates: the plan alone says.
+  const ExpertChoice& expert_choice() const;
   const EngineOptions& options() const;  // with the defaults filled in
 
   // How experts are read, "io_uring O_DIRECT, queue 16, 96 slots of 1.90 MiB, policy reuse; " and StreamOptions::tuning; empty when they are resident.

@@ -113,6 +113,13 @@ struct Engine::Impl {
   Result<const Buffer*> weight(size_t device, const Weight& w);
 
   Result<> detect();  // devices and spaces
+  // Experts on the device that is quickest for a bucket.  [expert_choice.cpp]
+  ExpertChoice expert_choice;
+  std::array<size_t, std::size(kBuckets)> experts_on{};  // where the plan has them on device 0
+  std::map<size_t, Buffer> other_slots;                  // the store's memory as devices other than 0 know it
+  Result<> choose_experts();
+  void add_expert_workspaces(std::vector<Arena>* fixed);
+  Result<const Buffer*> slots_on(size_t device);
   // The plan: with the ubatch that options name or the best one; then with the KV cache in memory or on storage; then for one choice of all.  [decide.cpp]
   Result<> decide();
   Result<> decide_with(int64_t ubatch);

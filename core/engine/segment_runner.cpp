@@ -90,10 +90,7 @@ void SegmentRunner::bind_pages(Port port) {
 Result<> SegmentRunner::bind_experts(const Compiled& c, Port port, int64_t layer) {
   const Layer& l = e_.model->layers[static_cast<size_t>(layer)];
   const Weight& w = port == Port::expert_gate ? l.gate : port == Port::expert_up ? l.up : l.down;
-  const Buffer* buffer = &e_.slots;
-  if (!e_.store) {
-    FTH_ASSIGN_OR_RETURN(buffer, e_.weight(c.device, w));
-  }
+  FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, e_.store ? e_.slots_on(c.device) : e_.weight(c.device, w));
   for (const BoundExpert& b : s_.bound)
     s_.bindings.push_back(buffer->at(port == Port::expert_gate ? b.gate : port == Port::expert_up ? b.up : b.down, w.expert_bytes()));
   s_.bindings.insert(s_.bindings.end(), static_cast<size_t>(c.segment.n_slots) - s_.bound.size(), fth_binding{});

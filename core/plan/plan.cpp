@@ -9,11 +9,8 @@
 #include "core/base/bytes.h"
 
 namespace fth {
-namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-bool matches(std::string_view pattern, std::string_view text) {
+bool matches_pattern(std::string_view pattern, std::string_view text) {
   // Iterative wildcard match: back up to the last '*' on a mismatch, so the time is bounded by the product of the lengths.
   size_t p = 0, t = 0, star = std::string_view::npos, mark = 0;
   while (t < text.size()) {
@@ -32,6 +29,10 @@ bool matches(std::string_view pattern, std::string_view text) {
   while (p < pattern.size() && pattern[p] == '*') ++p;
   return p == pattern.size();
 }
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 std::string known_devices(const std::vector<PlanDevice>& devices) {
   std::string s;
@@ -75,8 +76,11 @@ class Planner {
           continue;  // by design, not a refusal worth a line per device
         if (reason.empty()) continue;
         allowed_[s][d] = 0;
-        if (said.insert({d, std::string(name(segment.kind)) + reason}).second)
-          refusals_.push_back({devices_[d].name + ": " + segment.name, reason});
+        std::string alike(name(segment.kind));  // layers differ in their names only: one line for all
+        alike += reason;
+        for (size_t at = alike.find(segment.name); at != std::string::npos; at = alike.find(segment.name))
+          alike.erase(at, segment.name.size());
+        if (said.insert({d, alike}).second) refusals_.push_back({devices_[d].name + ": " + segment.name, reason});
       }
       if (segment.host_only)
         for (size_t d = 1; d < n_devices; ++d) allowed_[s][d] = 0;
@@ -192,11 +196,12 @@ class Planner {
     FTH_ASSIGN_OR_RETURN(const size_t d, device_index(rule.device));
     size_t hits = 0;
     for (size_t s = 0; s < segments_.size(); ++s) {
-      if (!matches(rule.pattern, segments_[s].name)) continue;
+      if (!matches_pattern(rule.pattern, segments_[s].name)) continue;
       ++hits;
       if (options_.cpu_only && d != 0)
         return fail(Code::invalid_argument, "--place " + rule.pattern + "=" + rule.device + " contradicts --cpu-only");
-      if (segments_[s].host_only && d != 0)
+      const bool experts_beside = segments_[s].kind == SegmentKind::experts && devices_[d].host_memory;
+      if (segments_[s].host_only && d != 0 && !experts_beside)
         return fail(Code::invalid_argument, "--place " + rule.pattern + "=" + rule.device + ": " + segments_[s].name + " runs on " +
                                                 devices_[0].name + " only, the host needs its result at once");
       if (!segments_[s].cost[d].supported)

@@ -50,6 +50,9 @@ struct PlacementRule {          // --place 'layer.*.attention=vulkan:0'
   std::string pattern, device;  // pattern: '*' matches any run of characters
 };
 
+// Whether a rule is about a segment of this name.
+bool matches_pattern(std::string_view pattern, std::string_view text);
+
 struct PlanOptions {
   uint64_t ram_budget = 0;     // 0: no limit given; then ram_available is the limit
   uint64_t ram_available = 0;  // what the machine and its cgroup leave free

@@ -51,6 +51,17 @@ struct CombineOp {
   uint32_t x, y, weights, result;
   int64_t width, top_k;
 };
+enum class DownOrder : uint8_t { row_major, row_per_neuron, neuron_major };  // attr[2] of EXPERTS
+struct ExpertsOp {
+  uint32_t x, slot_begin, rows, gate, up, down, gate_values, y;  // gate or gate_values is kNoValue
+  int64_t slots, width, ff, top_k;
+  bool silu;
+  DownOrder order;
+};
+struct ExpertGatesOp {
+  uint32_t x, slot_begin, rows, gate, y;
+  int64_t slots, width, ff, top_k;
+};
 
 class OpChecker {
  public:
@@ -191,6 +202,50 @@ class OpChecker {
     return o;
   }
 
+  Result<ExpertsOp> experts() {
+    FTH_RETURN_IF_ERROR(arity(6, 6));
+    ExpertsOp o{};
+    o.slots = o.width = o.ff = -1;
+    o.gate = o.gate_values = kNoValue;
+    FTH_ASSIGN_OR_RETURN(const int64_t activation, integer(0, "activation", 0, 1));
+    FTH_ASSIGN_OR_RETURN(o.top_k, integer(1, "K", 1, 1 << 16));
+    FTH_ASSIGN_OR_RETURN(const int64_t order, integer(2, "order of down", 0, 2));
+    o.silu = activation == 1;
+    o.order = static_cast<DownOrder>(order);
+    FTH_ASSIGN_OR_RETURN(o.x, f32(0, "x", {{"N", &n_tokens_}, {"E", &o.width}}));
+    FTH_ASSIGN_OR_RETURN(int64_t n_rows, expert_rows(o.top_k));
+    if (tensor(op_->in[3]).role != FTH_ROLE_SLOTS) {
+      FTH_ASSIGN_OR_RETURN(o.gate_values, f32(3, "gate values", {{"N*K", &n_rows}, {"F", &o.ff}}));
+    } else {
+      FTH_ASSIGN_OR_RETURN(o.gate, slots_input(3, "gate", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
+    }
+    FTH_ASSIGN_OR_RETURN(o.up, slots_input(4, "up", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
+    const Dim f{"F", &o.ff}, e{"E", &o.width};
+    const bool rows_of_neurons = o.order == DownOrder::row_per_neuron;
+    FTH_ASSIGN_OR_RETURN(o.down, slots_input(5, "down", {{"S", &o.slots}, rows_of_neurons ? f : e, rows_of_neurons ? e : f}));
+    if (o.order == DownOrder::neuron_major) {
+      if (type(o.down) != DType::q4_0 && type(o.down) != DType::q8_0)
+        return unsupported(text("down neuron-major of ", name(type(o.down)), ": q4_0 and q8_0 have that order"));
+      if (o.width % 32 != 0) return invalid(text("down neuron-major with E ", o.width, ": need a multiple of 32"));
+    }
+    FTH_RETURN_IF_ERROR(expert_table(o.slots, n_rows, &o.slot_begin, &o.rows));
+    FTH_ASSIGN_OR_RETURN(o.y, output("y", {{"N*K", &n_rows}, {"E", &o.width}}));
+    return o;
+  }
+
+  Result<ExpertGatesOp> expert_gates() {
+    FTH_RETURN_IF_ERROR(arity(4, 4));
+    ExpertGatesOp o{};
+    o.slots = o.width = o.ff = -1;
+    FTH_ASSIGN_OR_RETURN(o.top_k, integer(0, "K", 1, 1 << 16));
+    FTH_ASSIGN_OR_RETURN(o.x, f32(0, "x", {{"N", &n_tokens_}, {"E", &o.width}}));
+    FTH_ASSIGN_OR_RETURN(int64_t n_rows, expert_rows(o.top_k));
+    FTH_ASSIGN_OR_RETURN(o.gate, slots_input(3, "gate", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
+    FTH_RETURN_IF_ERROR(expert_table(o.slots, n_rows, &o.slot_begin, &o.rows));
+    FTH_ASSIGN_OR_RETURN(o.y, output("g", {{"N*K", &n_rows}, {"F", &o.ff}}));
+    return o;
+  }
+
  private:
   struct Dim {
     const char* letter;
@@ -208,10 +263,30 @@ class OpChecker {
       if (!segment_.in(*op_, i)) return invalid(text("input ", i, " is absent"));
     return {};
   }
+  // N * K, the (token, rank) pairs of EXPERTS.
+  Result<int64_t> expert_rows(int64_t top_k) const {
+    if (n_tokens_ > (1 << 24) / top_k) return unsupported(text(n_tokens_, " tokens with K ", top_k, ": at most ", 1 << 24, " rows"));
+    return n_tokens_ * top_k;
+  }
+  Result<> expert_table(int64_t slots, int64_t n_rows, uint32_t* slot_begin, uint32_t* rows) const {
+    int64_t n_begin = slots + 1;
+    FTH_ASSIGN_OR_RETURN(*slot_begin, input_of(DType::i32, 1, "slot_begin", {{"S+1", &n_begin}}));
+    FTH_ASSIGN_OR_RETURN(*rows, input_of(DType::i32, 2, "rows", {{"N*K", &n_rows}}));
+    return {};
+  }
+  Result<uint32_t> slots_input(uint32_t i, std::string_view what, std::initializer_list<Dim> dims) const {
+    const uint32_t v = op_->in[i];
+    if (tensor(v).role != FTH_ROLE_SLOTS) return invalid(text(describe(what, v), " has the role ", role_name(tensor(v).role)));
+    if (type(v) == DType::i32) return unsupported(text(describe(what, v), ": no product with i32"));
+    return sized(v, what, dims);
+  }
   Result<uint32_t> shaped(uint32_t v, std::string_view what, std::initializer_list<Dim> dims) const {
+    if (tensor(v).role == FTH_ROLE_SLOTS) return invalid(text(describe(what, v), " has the role slots"));
+    return sized(v, what, dims);
+  }
+  Result<uint32_t> sized(uint32_t v, std::string_view what, std::initializer_list<Dim> dims) const {
     const fth_tensor& t = tensor(v);
     if (t.rank != dims.size()) return invalid(text(describe(what, v), " needs ", dims.size(), " dims"));
-    if (t.role == FTH_ROLE_SLOTS) return invalid(text(describe(what, v), " has the role slots"));
     const int64_t* size = t.dims;
     for (const Dim& d : dims) {
       if (*d.size < 0) *d.size = *size;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "core/base/bytes.h"
+#include "tools/cli/expert_times.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
@@ -211,6 +212,7 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   FTH_ASSIGN_OR_RETURN(auto options, engine_options(flags, out.profile, *out.log));
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
+  options.expert_times = kept_expert_times();
   // Also where nothing is streamed, if it is known: a sweep asks for it.
   out.storage = tune(options.stream, flags, out.model, measure,
                      flags.wants_storage || may_stream(options, out.model) ? IfUnknown::measure : IfUnknown::leave);

@@ -10,6 +10,7 @@
 
 #include "core/base/bytes.h"
 #include "tools/cli/command.h"
+#include "tools/cli/expert_times.h"
 #include "tools/cli/output.h"
 #include "tools/cli/prediction.h"
 #include "tools/cli/report.h"
@@ -133,6 +134,7 @@ std::string plan_text(const Opened& opened, const Expected& expected) {
   out += memory.plain() + '\n';
 
   if (const std::string refusals = refusal_lines(plan); !refusals.empty()) out += "not used:\n" + refusals + '\n';
+  if (const std::string experts = expert_choice_text(engine); !experts.empty()) out += experts + '\n';
   if (plan.expert_slots > 0) {
     const StreamPrediction& d = expected.predicted.decode;
     out += text("experts: %lld of %lld in memory, the others are read from storage when the router names them\n",
@@ -208,6 +210,7 @@ boost::json::object plan_json(const Opened& opened, const Expected& expected) {
           {"ram_limit", plan.ram_limit},
           {"expert_slots", plan.expert_slots},
           {"notes", boost::json::value_from(plan.notes)},
+          {"experts", expert_choice_json(engine)},
           {"devices", std::move(devices)},
           {"placements", std::move(placements)},
           {"arenas", std::move(arenas)},
