@@ -11,7 +11,7 @@ import sys
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from on_device import PROMPTS, OnDevice, devices_of  # noqa: E402
+from on_device import PROMPTS, OnDevice, devices_of, text_on  # noqa: E402
 from program import ROOT, program_path, run, skip  # noqa: E402
 
 PLUGIN = os.environ.get("FTH_OPENVINO_PLUGIN", ROOT / "build/release/plugins/libfth_openvino.so")
@@ -43,6 +43,13 @@ class CPU(OnDevice, unittest.TestCase):
         self.assertTrue(last["host_memory"])
         self.assertIn("listed, not chosen", last["refusal"])
         self.assertNotIn("openvino", run("run", "--plugin", PLUGIN, "-p", PROMPTS[0]).stderr)
+
+    def test_same_text_when_the_cpu_begins(self):
+        wanted, _ = text_on("--cpu-only")
+        for device in self.devices():
+            got, report = text_on("--plugin", self.plugin, "--device", device, "--start-on-cpu")
+            self.assertEqual(got, wanted)
+            self.assertIn("cpu         attention", report)  # of the prompt, whose bucket nobody knew
 
     def test_plugins_of_openvino_are_opened_to_compile_only(self):
         def of_openvino(*where):
