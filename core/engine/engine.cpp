@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 
 #include "core/base/bytes.h"
 #include "core/base/check.h"
@@ -48,14 +49,18 @@ Segment Engine::Impl::build(SegmentKind kind, int64_t layer, int64_t bucket, Var
   return {};
 }
 
+std::byte* Engine::Impl::place(const Weight& w) const {
+  const auto copy = dense_place.find(w.data);
+  // The mapping is read-only; devices get it for WEIGHT and SLOTS bindings, which they only read.
+  return copy != dense_place.end() ? copy->second : const_cast<std::byte*>(w.data);
+}
+
 Result<const Buffer*> Engine::Impl::weight(size_t device_index, const Weight& w) {
   const auto key = std::make_pair(device_index, w.data);
   if (const auto found = weights.find(key); found != weights.end()) return &found->second;
   Device& d = device(device_index);
   Buffer buffer;
-  const auto copy = dense_place.find(w.data);
-  // The mapping is read-only; devices get it for WEIGHT and SLOTS bindings, which they only read.
-  std::byte* const data = copy != dense_place.end() ? copy->second : const_cast<std::byte*>(w.data);
+  std::byte* const data = place(w);
   if (d.reads_host_memory()) {
     FTH_ASSIGN_OR_RETURN(buffer, d.import_host(data, w.span_bytes()));
   } else {
@@ -63,6 +68,39 @@ Result<const Buffer*> Engine::Impl::weight(size_t device_index, const Weight& w)
     FTH_RETURN_IF_ERROR(buffer.write(0, data, w.span_bytes()));
   }
   return &weights.emplace(key, std::move(buffer)).first->second;
+}
+
+std::unique_ptr<Compiled> Engine::Impl::describe(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t d) const {
+  auto c = std::make_unique<Compiled>();
+  c->segment = build(kind, layer, bucket, variant);
+  c->device = d;
+  c->weight_bytes = c->segment.weight_bytes();
+  if (kind == SegmentKind::experts) {
+    const Layer& l = model->layers[static_cast<size_t>(layer)];
+    const uint64_t gate = l.gate.expert_bytes(), all = expert_bytes(l);
+    c->weight_bytes = variant == Variant::gates ? gate : variant == Variant::after_gates ? all - gate : all;
+  }
+  c->flops_per_row = c->segment.flops_per_row();
+  c->flops_per_cell = c->segment.flops_per_cell();
+  return c;
+}
+
+Result<std::unique_ptr<Compiled>> Engine::Impl::compile(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t d) {
+  std::unique_ptr<Compiled> c = describe(kind, layer, bucket, variant, d);
+  FTH_ASSIGN_OR_RETURN(const fth_estimate estimate, device(d).estimate(c->segment.view()));
+  c->workspace_bytes = estimate.workspace_bytes;
+  if (c->workspace_bytes > workspaces[d].bytes())
+    return fail(Code::internal, c->segment.name + " wants a workspace of " + format_bytes(c->workspace_bytes) + ", planned were " +
+                                    format_bytes(workspaces[d].bytes()));
+  std::vector<fth_binding> bound;
+  for (const Weight* w : c->segment.weights) {
+    FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, weight(d, *w));
+    bound.push_back(buffer->whole());
+  }
+  auto executable = device(d).compile(c->segment.view(), bound);
+  if (!executable) return tl::unexpected<Error>(std::move(executable).error().context(device(d).name() + ": compile " + c->segment.name));
+  c->executable = std::move(*executable);
+  return c;
 }
 
 Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) {
@@ -73,35 +111,66 @@ Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t buc
       static_cast<size_t>(variant);
   if (compiled.empty()) compiled.resize(kSegmentKinds * n_layers * std::size(kBuckets) * kVariants);
   std::unique_ptr<Compiled>& slot = compiled[index];
-  if (slot) return slot.get();
-  auto c = std::make_unique<Compiled>();
-  c->segment = build(kind, layer, bucket, variant);
-  c->device = device_for(kind, layer);
-  if (kind == SegmentKind::experts && c->device == 0) c->device = experts_on[bucket_index];
-  c->weight_bytes = c->segment.weight_bytes();
-  if (kind == SegmentKind::experts) {
-    const Layer& l = model->layers[static_cast<size_t>(layer)];
-    const uint64_t gate = l.gate.expert_bytes(), all = expert_bytes(l);
-    c->weight_bytes = variant == Variant::gates ? gate : variant == Variant::after_gates ? all - gate : all;
+  size_t d = device_for(kind, layer);
+  if (kind == SegmentKind::experts && d == 0) d = experts_on[bucket_index];
+  if (!starts_on_cpu(d)) {
+    if (!slot) {
+      FTH_ASSIGN_OR_RETURN(slot, compile(kind, layer, bucket, variant, d));
+    }
+    return slot.get();
   }
-  c->flops_per_row = c->segment.flops_per_row();
-  c->flops_per_cell = c->segment.flops_per_cell();
-  FTH_ASSIGN_OR_RETURN(const fth_estimate estimate, device(c->device).estimate(c->segment.view()));
-  c->workspace_bytes = estimate.workspace_bytes;
-  if (c->workspace_bytes > workspaces[c->device].bytes())
-    return fail(Code::internal, c->segment.name + " wants a workspace of " + format_bytes(c->workspace_bytes) + ", planned were " +
-                                    format_bytes(workspaces[c->device].bytes()));
-  std::vector<fth_binding> bound;
-  for (const Weight* w : c->segment.weights) {
-    FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, weight(c->device, *w));
-    bound.push_back(buffer->whole());
+  if (variant != Variant::plain) {  // values are looked at: on the device that the plan names
+    move_over(true);
+    const auto lock = background.lock();
+    if (!slot) {
+      FTH_ASSIGN_OR_RETURN(slot, compile(kind, layer, bucket, variant, d));
+    }
+    return slot.get();
   }
-  auto executable = device(c->device).compile(c->segment.view(), bound);
-  if (!executable)
-    return tl::unexpected<Error>(std::move(executable).error().context(device(c->device).name() + ": compile " + c->segment.name));
-  c->executable = std::move(*executable);
-  slot = std::move(c);
+  if (slot && !background.busy()) return slot.get();
+  if (!slot && !background.knows(index)) {
+    BackgroundCompiler::Job job;
+    job.index = index;
+    job.compiled = describe(kind, layer, bucket, variant, d);
+    for (const Weight* w : job.compiled->segment.weights) job.weights.emplace_back(place(*w), w->span_bytes());
+    job.device = &device(d);
+    job.workspace_limit = workspaces[d].bytes();
+    background.add(std::move(job));
+  }
+  return stand_in(index, kind, layer, bucket);
+}
+
+Result<Compiled*> Engine::Impl::stand_in(size_t index, SegmentKind kind, int64_t layer, int64_t bucket) {
+  stand_ins.resize(compiled.size());
+  std::unique_ptr<Compiled>& slot = stand_ins[index];
+  if (!slot) {
+    FTH_ASSIGN_OR_RETURN(slot, compile(kind, layer, bucket, Variant::plain, 0));
+  }
   return slot.get();
+}
+
+void Engine::Impl::move_over(bool wait) {
+  const auto say = [&](int32_t level, const std::string& message) {
+    if (options.registry.log != nullptr) options.registry.log(options.registry.log_self, level, message.c_str());
+  };
+  size_t moved = 0;
+  std::string where;
+  for (BackgroundCompiler::Job& job : background.take(wait)) {
+    where = job.device->name();
+    if (!job.outcome) {
+      say(FTH_LOG_WARNING,
+          where + ": compile " + job.compiled->segment.name + ": " + job.outcome.error().message + "; it stays on the CPU");
+      continue;
+    }
+    compiled[job.index] = std::move(job.compiled);
+    ++moved;
+  }
+  if (moved > 0) {
+    char seconds[32];
+    std::snprintf(seconds, sizeof seconds, "%.1f", background.seconds());
+    say(FTH_LOG_INFO, where + ": " + std::to_string(moved) + " segments compiled in " + seconds + " s; they run there from now on");
+  }
+  background.start();
 }
 
 Result<> Engine::Impl::detect() {
@@ -167,6 +236,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
   }
 
   std::vector<PlanSegment> segments;
+  stand_in_workspace = 0;
   uint64_t experts = 0;
   const uint64_t stream = static_cast<uint64_t>(c.n_embd) * sizeof(float);
   const auto add = [&](SegmentKind kind, int64_t layer) {
@@ -214,6 +284,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
         cost.resident_bytes += estimate->resident_bytes;
       }
     }
+    if (options.start_on_cpu && !s.host_only) stand_in_workspace = std::max(stand_in_workspace, s.cost[0].workspace_bytes);
     for (size_t d = 1; d < devices.size() && !only_host.empty(); ++d) {
       s.cost[d].supported = false;
       s.cost[d].reason = only_host;
@@ -249,6 +320,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
   if (program_bytes == 0) program_bytes = resident_memory() + kProgramSlack;
   const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand) {
     std::vector<Arena> fixed = {{"program", "ram", program_bytes}, {"activations", "ram", activation_bytes(*this)}};
+    if (stand_in_workspace > 0) fixed.push_back({"workspace of the cpu, to start on", "ram", stand_in_workspace});
     if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
     add_expert_workspaces(&fixed);
     if (kv_pages.n_layers > 0) fixed.push_back({"kv cache, from storage", "ram", kv_pages.staging_bytes()});
@@ -302,13 +374,14 @@ Result<> Engine::Impl::make_resident() {
     model->file.prefault(nullptr, nullptr);
   }
   FTH_RETURN_IF_ERROR(make_workspaces());
-  // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use.
+  // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use. Where the CPU stands in it begins to be.
   for (const Placement& p : plan.placements) {
     FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::plain));
     if (!streamed() || p.kind != SegmentKind::experts) continue;
     FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::gates));
     FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::after_gates));
   }
+  background.start();
   return {};
 }
 
@@ -327,6 +400,10 @@ Result<> Engine::Impl::make_workspaces() {
         FTH_ASSIGN_OR_RETURN(workspaces[d], device(d).alloc(arena.bytes));
       }
     }
+  }
+  if (stand_in_workspace > workspaces[0].bytes()) {
+    FTH_ASSIGN_OR_RETURN(workspace_blocks[0], HostBlock::allocate(stand_in_workspace, "workspace"));
+    FTH_ASSIGN_OR_RETURN(workspaces[0], device(0).import_host(workspace_blocks[0].data(), workspace_blocks[0].bytes()));
   }
   return {};
 }

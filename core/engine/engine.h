@@ -78,6 +78,10 @@ struct EngineOptions {
   ExpertPlacement experts = ExpertPlacement::automatic;
   StreamOptions stream;
   KeptExpertTimes expert_times;
+  // Segments placed on a device that works in the host's memory run on the CPU until that device has compiled them, in a thread of its own; one that it
+  // cannot compile stays on the CPU, and the log says so. Which steps ran where depends on time then, and with it the last bits of results. false: compiled
+  // before the first step, and a failure is an error of open().
+  bool start_on_cpu = false;
   bool plan_only = false;                                      // stop after the plan: no weight is touched, sessions are refused
   std::function<void(uint64_t done, uint64_t total)> on_load;  // bytes made resident, from open()'s thread
 };

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/engine/background_compiler.h"
 #include "core/engine/engine.h"
 #include "core/engine/kv_pages.h"
 #include "core/engine/memory.h"
@@ -33,6 +34,7 @@ struct Compiled {
   uint64_t weight_bytes = 0;                       // read by one run; for experts of one expert
   uint64_t workspace_bytes = 0;                    // bound at submit, at the start of the device's workspace
   uint64_t flops_per_row = 0, flops_per_cell = 0;  // Segment's
+  std::vector<Buffer> weights;                     // its own, of a segment that was compiled in the background
 };
 
 // Whether guessing pays, found out while decoding: of each kPeriod tokens kTrial, after some to fill the slots, alternate in blocks between guessing and not;
@@ -107,10 +109,18 @@ struct Engine::Impl {
   }
   Device& device(size_t d) { return registry->devices()[d].device; }
   Segment build(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const;
+  Result<std::unique_ptr<Compiled>> compile(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t device);
+  std::unique_ptr<Compiled> describe(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t device) const;
+  // Whether the CPU stands in for the device until its segments are compiled; then a cache needs a buffer of both.
+  bool starts_on_cpu(size_t d) { return options.start_on_cpu && d != 0 && device(d).reads_host_memory(); }
+  Result<Compiled*> stand_in(size_t index, SegmentKind kind, int64_t layer, int64_t bucket);
+  // Between steps: what has been compiled in the background is used from now on, what is still missing begins to be compiled.
+  void move_over(bool wait = false);
   // The executable of a segment, compiled at its first use and kept.
   Result<Compiled*> get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant);
   // The buffer of a weight on a device: imported where the device reads host memory, copied there once otherwise.
   Result<const Buffer*> weight(size_t device, const Weight& w);
+  std::byte* place(const Weight& w) const;  // its bytes in the host's memory
 
   Result<> detect();  // devices and spaces
   // Experts on the device that is quickest for a bucket.  [expert_choice.cpp]
@@ -132,6 +142,10 @@ struct Engine::Impl {
   Result<> make_workspaces();
   // Rows of the embedding into embedding_rows, in order.
   Result<> read_embedding_rows(std::span<const int32_t> ids);
+
+  std::vector<std::unique_ptr<Compiled>> stand_ins;  // as `compiled`, on the CPU
+  uint64_t stand_in_workspace = 0;                   // the largest that they need
+  BackgroundCompiler background;                     // last: its worker uses the devices
 };
 
 ExpertSource expert_source(const Model& model);  // [streaming.cpp]
@@ -141,6 +155,7 @@ struct LayerCache {
   int64_t paged = -1;  // its index in Session::Impl::pages; -1: it is in one piece, below
   HostBlock block;     // host-memory devices: k then v
   Buffer k, v;
+  Buffer cpu_k, cpu_v;  // the same memory for the CPU, where that stands in for the device
   int64_t cells = 0;
 };
 

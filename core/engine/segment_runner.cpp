@@ -25,7 +25,10 @@ Result<> SegmentRunner::submit(SegmentKind kind, int64_t layer, Variant variant)
     const Port port = c->segment.ports[bound++];
     if (role == FTH_ROLE_STATE) {
       LayerCache& cache = s_.caches[static_cast<size_t>(layer)];
-      s_.bindings.push_back(port == Port::k_cache ? cache.k.whole() : cache.v.whole());
+      const bool stands_in = c->device == 0 && cache.cpu_k;
+      const Buffer& k = stands_in ? cache.cpu_k : cache.k;
+      const Buffer& v = stands_in ? cache.cpu_v : cache.v;
+      s_.bindings.push_back(port == Port::k_cache ? k.whole() : v.whole());
     } else if (role == FTH_ROLE_SLOTS && kind == SegmentKind::attention) {
       bind_pages(port);
     } else if (role == FTH_ROLE_SLOTS) {

@@ -86,6 +86,7 @@ uint64_t activation_bytes(const Engine::Impl& engine) {
 Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine) {
   auto s = std::make_unique<Impl>();
   s->engine = &engine;
+  const auto devices = engine.background.lock();
   const Config& c = engine.model->config;
   FTH_ASSIGN_OR_RETURN(s->activations, HostBlock::allocate(lay_out(c, engine.shapes.max_bucket, &s->areas), "activations"));
   const auto used = [&](size_t d) {
@@ -121,6 +122,10 @@ Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine)
       FTH_ASSIGN_OR_RETURN(cache.block, HostBlock::allocate(2 * align_up(bytes, 4096), "KV cache"));
       FTH_ASSIGN_OR_RETURN(cache.k, device.import_host(cache.block.data(), bytes));
       FTH_ASSIGN_OR_RETURN(cache.v, device.import_host(cache.block.data() + align_up(bytes, 4096), bytes));
+      if (engine.starts_on_cpu(engine.device_for(SegmentKind::attention, layer))) {
+        FTH_ASSIGN_OR_RETURN(cache.cpu_k, engine.device(0).import_host(cache.block.data(), bytes));
+        FTH_ASSIGN_OR_RETURN(cache.cpu_v, engine.device(0).import_host(cache.block.data() + align_up(bytes, 4096), bytes));
+      }
     } else {
       FTH_ASSIGN_OR_RETURN(cache.k, device.alloc(bytes));
       FTH_ASSIGN_OR_RETURN(cache.v, device.alloc(bytes));
@@ -141,7 +146,11 @@ IoStats& IoStats::operator+=(const IoStats& o) {
 Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
-Session::~Session() = default;
+Session::~Session() {
+  if (!impl_) return;
+  const auto devices = impl_->engine->background.lock();  // whose memory it gives back
+  impl_.reset();
+}
 
 int64_t Session::n_past() const { return static_cast<int64_t>(impl_->tokens.size()); }
 int64_t Session::n_ctx() const { return impl_->engine->options.n_ctx; }

@@ -203,6 +203,7 @@ class Step : public SegmentRunner {
 }  // namespace
 
 Result<uint64_t> step(Session::Impl& session, std::span<const int32_t> ids, int64_t pos, Want want, const OnRows& on_rows) {
+  session.engine->move_over();
   Step one(session, ids, pos);
   Recorder* const recorder = session.engine->recorder;
   if (recorder == nullptr) {

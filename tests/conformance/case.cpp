@@ -117,9 +117,13 @@ Result<Expectations> read_expectations(const std::string& path) {
   for (const std::string& line : lines_of(file)) {
     const size_t blank = line.find(' ');
     const std::string_view word = std::string_view(line).substr(0, blank);
-    if (blank == std::string::npos || (word != "unsupported" && word != "expected_failure"))
-      return fail(Code::invalid_argument, path + ": '" + line + "': need `unsupported GLOB` or `expected_failure GLOB`");
-    (word == "unsupported" ? e.unsupported : e.expected_failures).push_back(line.substr(blank + 1));
+    std::vector<std::string>* const list = word == "unsupported"        ? &e.unsupported
+                                           : word == "expected_failure" ? &e.expected_failures
+                                           : word == "inexact"          ? &e.inexact
+                                                                        : nullptr;
+    if (blank == std::string::npos || list == nullptr)
+      return fail(Code::invalid_argument, path + ": '" + line + "': need `unsupported GLOB`, `expected_failure GLOB` or `inexact GLOB`");
+    list->push_back(line.substr(blank + 1));
   }
   return e;
 }

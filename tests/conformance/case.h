@@ -36,9 +36,10 @@ Result<std::vector<Case>> read_cases(const std::string& path);
 bool glob_match(std::string_view pattern, std::string_view text);
 
 // backends/NAME/conformance.txt: lines `unsupported GLOB` and `expected_failure GLOB`, matched against Case::text. An unsupported case that is
-// supported, and an expected failure that passes, fail the run: the lists tell the truth or change.
+// supported, and an expected failure that passes, fail the run: the lists tell the truth or change. `inexact GLOB`: what `same=` asks of the case holds
+// within its tolerance, not bit for bit (a compiler that sums in another order for another number of rows).
 struct Expectations {
-  std::vector<std::string> unsupported, expected_failures;
+  std::vector<std::string> unsupported, expected_failures, inexact;
 };
 Result<Expectations> read_expectations(const std::string& path);
 bool any_match(const std::vector<std::string>& patterns, std::string_view text);

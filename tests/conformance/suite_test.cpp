@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdio>
+#include <functional>
 
 #include "tests/conformance/compare.h"
 #include "tests/conformance/reference.h"
@@ -35,16 +36,19 @@ void put_token(Problem& all, const Problem& one, int64_t t) {
   }
 }
 
-// A property that must hold bit for bit. Returns what breaks it, or nothing.
+// Says what is different between the answer and another to the same problem, or nothing.
+using Same = std::function<std::string(const Problem& got, const Problem& other)>;
+
+// A property that must hold. Returns what breaks it, or nothing.
 Result<std::string> check_property(const std::string& property, const Backend& backend, const SuiteOptions& options, const Problem& problem,
-                                   const Problem& got) {
+                                   const Problem& got, const Same& same) {
   if (property == "threads") {
     for (const uint32_t n : {1u, 2u, 3u}) {
       BackendOptions other = options.backend;
       other.n_threads = n;
       FTH_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> b, Backend::open(other));
       FTH_ASSIGN_OR_RETURN(const Problem again, run_once(b->device(), problem));
-      if (const std::string why = compare_bits(got, again); !why.empty()) return std::to_string(n) + " threads: " + why;
+      if (const std::string why = same(got, again); !why.empty()) return std::to_string(n) + " threads: " + why;
     }
     return std::string();
   }
@@ -56,7 +60,7 @@ Result<std::string> check_property(const std::string& property, const Backend& b
       FTH_ASSIGN_OR_RETURN(state, run_once(backend.device(), one));
       put_token(joined, state, t);
     }
-    const std::string why = compare_bits(got, joined);
+    const std::string why = same(got, joined);
     return why.empty() ? why : "tokens one by one: " + why;
   }
   if (property == "slots") {
@@ -68,12 +72,12 @@ Result<std::string> check_property(const std::string& property, const Backend& b
         if (next.tensors[i].desc.role == FTH_ROLE_OUTPUT) next.tensors[i].data = part.tensors[i].data;
       FTH_ASSIGN_OR_RETURN(part, run_once(backend.device(), next));
     }
-    const std::string why = compare_bits(got, part);
+    const std::string why = same(got, part);
     return why.empty() ? why : "slots in two submits: " + why;
   }
   if (property == "orders") {
     FTH_ASSIGN_OR_RETURN(const Problem row_major, run_once(backend.device(), with_row_major_down(problem)));
-    const std::string why = compare_bits(got, row_major);
+    const std::string why = same(got, row_major);
     return why.empty() ? why : "a row-major down: " + why;
   }
   return fail(Code::invalid_argument, "same=" + property + ": need threads, tokens, slots or orders");
@@ -101,10 +105,14 @@ Verdict judge(const Backend& backend, const SuiteOptions& options, const Case& c
   if (!got) return failed(got.error());
   if (std::string why = compare(*problem, *got, run_reference(*problem), *tolerance); !why.empty())
     return {Outcome::failure, std::move(why)};
+  const bool inexact = any_match(options.expectations.inexact, c.text);
+  const Same same = [&](const Problem& one, const Problem& other) {
+    return inexact ? compare(*problem, other, run_reference(*problem), *tolerance) : compare_bits(one, other);
+  };
   for (const std::string& property : c.list("same")) {
-    const Result<std::string> why = check_property(property, backend, options, *problem, *got);
+    const Result<std::string> why = check_property(property, backend, options, *problem, *got, same);
     if (!why) return failed(why.error());
-    if (!why->empty()) return {Outcome::failure, "not the same bits with " + *why};
+    if (!why->empty()) return {Outcome::failure, (inexact ? "beyond the tolerance with " : "not the same bits with ") + *why};
   }
   return {};
 }

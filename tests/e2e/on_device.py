@@ -1,4 +1,4 @@
-"""What holds of every device that runs attention and heads beside the cpu: the same text, the reference's logits. For vulkan_test.py and opencl_test.py.
+"""What holds of every device that runs attention and heads beside the cpu: the same text, the reference's logits. For vulkan_test.py, opencl_test.py and openvino_test.py.
 
 `with_venv.sh` runs their files from other folders; they put this one on the path.
 """
@@ -38,6 +38,8 @@ def logits_on(plugin, device, model, *options):
 
 class OnDevice:
     """Each test on each of self.devices(). A subclass has `plugin`, the path of the backend's file."""
+    same_bits = True         # whatever the pieces of a prompt
+    logits_tolerance = 2e-4  # as on the CPU: sums in another order
 
     def test_same_text(self):
         wanted, _ = text_on("--cpu-only")
@@ -66,6 +68,7 @@ class OnDevice:
                     ours = logits_on(self.plugin, device, model, *options)
                     worst = float(np.abs(ours - wanted).max())
                     print(f"{device} {model} {options}: max difference {worst:.2g}")
-                    self.assertLessEqual(worst, 2e-4)  # as on the CPU: sums in another order
+                    self.assertLessEqual(worst, self.logits_tolerance)
                     first = ours if first is None else first
-                    self.assertTrue(np.array_equal(ours, first), "a prompt in pieces changes bits")
+                    if self.same_bits:
+                        self.assertTrue(np.array_equal(ours, first), "a prompt in pieces changes bits")

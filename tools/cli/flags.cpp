@@ -48,9 +48,11 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("ram", value(&flags.ram, "SIZE"), "most memory this process may use, such as 1GiB or 800MB (default: what is free)")   //
       ("vram", value(&flags.vram, "SIZE"), "most memory to use on each device that has its own")                              //
       ("device", value(&flags.device, "NAME"), "use this device, and the CPU only for what it refuses")                       //
-      ("place", value(&flags.places, "RULE"), "pin segments, such as 'layer.*.attention=vulkan:0' (may be repeated)")         //
-      ("override", value(&flags.overrides, "KEY=VALUE"), "replace a value of the model file, such as context_length=8192")    //
-      ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16, q8_0 (half as large) or f32 (default: f16)")                 //
+      ("start-on-cpu", po::bool_switch(&flags.start_on_cpu),
+       "let the CPU begin while a device compiles; it takes over when it is ready")                                         //
+      ("place", value(&flags.places, "RULE"), "pin segments, such as 'layer.*.attention=vulkan:0' (may be repeated)")       //
+      ("override", value(&flags.overrides, "KEY=VALUE"), "replace a value of the model file, such as context_length=8192")  //
+      ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16, q8_0 (half as large) or f32 (default: f16)")               //
       ("kv", value(&flags.kv_place, "WHERE"),
        "KV cache of layers without a window: auto, memory or storage (default: auto, storage if --ram is too small)")  //
       ("kv-dir", value(&flags.kv_directory, "DIR"), "where that part of the KV cache is kept (default: /var/tmp)")     //

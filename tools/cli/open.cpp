@@ -151,6 +151,7 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   out.kv.dtype = *kv;
   out.cpu_only = flags.cpu_only;
   out.device = flags.device;
+  out.start_on_cpu = flags.start_on_cpu;
   out.bytes_per_second = profile.bytes_per_second;
   return out;
 }

@@ -1,0 +1,122 @@
+// The CPU stands in for a device that compiles, step for step, and hands over (EngineOptions::start_on_cpu). Both sides are the cpu backend: the same bits
+// wherever a step ran.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <mutex>
+#include <thread>
+
+#include "core/engine/engine.h"
+
+namespace fth {
+namespace {
+
+using testing::HasSubstr;
+
+std::filesystem::path from_env(const char* variable, const char* rest) {
+  const char* root = std::getenv(variable);
+  return std::filesystem::path(root == nullptr ? "." : root) / rest;
+}
+
+struct Lines {
+  std::mutex mutex;
+  std::string all;
+  static void add(void* self, int32_t, const char* message) {
+    auto& lines = *static_cast<Lines*>(self);
+    const std::lock_guard lock(lines.mutex);
+    lines.all += std::string(message) + '\n';
+  }
+};
+
+EngineOptions options(Lines* log) {
+  EngineOptions o;
+  o.model = from_env("FTH_SOURCE_DIR", "tools/tiny_model/tiny-smallthinker-q4_0.gguf");
+  o.registry.n_threads = 2;
+  o.n_ctx = 512;
+  if (log == nullptr) {
+    o.cpu_only = true;
+    return o;
+  }
+  o.registry.plugin_paths = {FTH_SLOW_PLUGIN};
+  o.registry.log = Lines::add;
+  o.registry.log_self = log;
+  o.device = "slow:0";
+  o.start_on_cpu = true;
+  return o;
+}
+
+uint64_t runs(const Session& session, const std::string& device, const std::string& kind) {
+  const Stats stats = session.stats();  // kept: the loop refers into it
+  for (const SegmentTime& t : stats.segments)
+    if (t.device == device && t.kind == kind) return t.count;
+  return 0;
+}
+
+bool same_bits(std::span<const float> a, std::span<const float> b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+
+TEST(StartOnCpu, MovesOverBetweenStepsAndKeepsTheBits) {
+  Lines log;
+  const auto plain = Engine::open(options(nullptr)), moving = Engine::open(options(&log));
+  ASSERT_TRUE(plain) << plain.error().message;
+  ASSERT_TRUE(moving) << moving.error().message;
+  auto wanted = (*plain)->new_session(), got = (*moving)->new_session();
+  ASSERT_TRUE(wanted);
+  ASSERT_TRUE(got) << got.error().message;
+  const std::vector<int32_t> prompt =
+      (*plain)->tokenizer().encode("Translate to German: The old teacher buys a red car.", SpecialTokens::parse);
+  auto a = (*wanted).prefill(prompt), b = (*got).prefill(prompt);
+  ASSERT_TRUE(a);
+  ASSERT_TRUE(b) << b.error().message;
+  EXPECT_TRUE(same_bits(*a, *b));
+  // The prompt's bucket cannot have been compiled before the prompt was there.
+  EXPECT_EQ(runs(*got, "slow:0", "attention"), 0u);
+  EXPECT_GT(runs(*got, "cpu", "attention"), 0u);
+
+  int after = 0;
+  for (int i = 0; i < 400 && after < 5; ++i) {
+    const auto id = static_cast<int32_t>(std::max_element(a->begin(), a->end()) - a->begin());
+    a = (*wanted).decode(id), b = (*got).decode(id);
+    ASSERT_TRUE(a);
+    ASSERT_TRUE(b) << b.error().message;
+    ASSERT_TRUE(same_bits(*a, *b)) << "token " << i;
+    if (runs(*got, "slow:0", "attention") > 0) ++after;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(after, 5);
+  const uint64_t layers = static_cast<uint64_t>((*moving)->model().config.n_layer);
+  EXPECT_EQ(runs(*got, "slow:0", "attention") % (layers - 1), 0u);  // all but the one that it cannot compile
+  const std::lock_guard lock(log.mutex);
+  EXPECT_THAT(log.all, HasSubstr("slow:0: compile layer.5.attention.t1: slow: no room for it; it stays on the CPU"));
+  EXPECT_THAT(log.all, HasSubstr("they run there from now on"));
+}
+
+// Sessions come and go, and the engine itself goes, while the worker is at work.
+TEST(StartOnCpu, SessionsAndEngineMayEndMeanwhile) {
+  Lines log;
+  const auto engine = Engine::open(options(&log));
+  ASSERT_TRUE(engine) << engine.error().message;
+  const std::vector<int32_t> prompt = {1, 2, 3};
+  for (int i = 0; i < 3; ++i) {
+    auto session = (*engine)->new_session();
+    ASSERT_TRUE(session) << session.error().message;
+    const auto logits = session->prefill(prompt);
+    ASSERT_TRUE(logits) << logits.error().message;
+  }
+}
+
+TEST(StartOnCpu, WithoutItADeviceThatCannotCompileIsAnError) {
+  Lines log;
+  EngineOptions o = options(&log);
+  o.start_on_cpu = false;
+  const auto engine = Engine::open(o);
+  ASSERT_FALSE(engine);
+  EXPECT_EQ(engine.error().code, Code::unavailable);
+  EXPECT_THAT(engine.error().message, HasSubstr("layer.5.attention.t1: slow: no room for it"));
+}
+
+}  // namespace
+}  // namespace fth
