@@ -40,7 +40,9 @@ Code code_of(cudaError_t error) {
     case cudaErrorHardwareStackError:
     case cudaErrorLaunchFailure:
     case cudaErrorLaunchTimeout:
+#if CUDART_VERSION >= 13000
     case cudaErrorContained:
+#endif
     case cudaErrorUnknown: return Code::unavailable;
     default: return Code::internal;
   }

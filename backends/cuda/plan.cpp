@@ -114,15 +114,15 @@ Result<> Planner::rope() {
 }
 
 Result<> Planner::attention() {
-  FTH_ASSIGN_OR_RETURN(const sdk::AttentionOp op, ops_.attention());
+  FTH_ASSIGN_OR_RETURN(const sdk::AttentionOp op, ops_.attention({DType::f32, DType::f16, DType::q8_0}));
   if (op.head_dim > AttentionParams::kMostHeadDim)
     return ops_.unsupported(text("heads of ", op.head_dim, ": at most ", AttentionParams::kMostHeadDim));
   if (op.window == 0) plan_.rules.max_end = std::min(plan_.rules.max_end, op.cells);
   plan_.values[op.k_cache].alignment = plan_.values[op.v_cache].alignment = op.cache == DType::f32 ? 4 : 2;
   const int64_t kv_width = op.kv_heads * op.head_dim;
-  const uint32_t cell = op.cache == DType::f32 ? 0 : 1;
+  const uint32_t cell = op.cache == DType::f32 ? 0 : op.cache == DType::f16 ? 1 : 2;  // in the order of the list
   add({.kernel = after(KernelId::kv_store_f32, cell),
-       .x = blocks(2 * kv_width, PerItem::kThreads),
+       .x = blocks(2 * kv_width / traits(op.cache).block, PerItem::kThreads),
        .tensors = {value(op.k), value(op.v), value(op.k_cache), value(op.v_cache)},
        .numbers = {u64(kv_width), u64(op.cells)}});
 

@@ -110,7 +110,10 @@ struct Attention : AttentionParams {
   using Sums = typename Block::template PerThread<Floats<kRows * kSlots>>;
 
   static FTH_GPU float load_cell(const std::byte* cache, uint64_t i) {
-    if constexpr (kCell == DType::f16) {
+    if constexpr (kCell == DType::q8_0) {
+      const std::byte* block = cache + i / 32 * 34;
+      return half_to_float(load<uint16_t>(block)) * static_cast<float>(static_cast<int8_t>(block[2 + i % 32]));
+    } else if constexpr (kCell == DType::f16) {
       return half_to_float(load<uint16_t>(cache + 2 * i));
     } else {
       return load<float>(cache + 4 * i);

@@ -193,27 +193,45 @@ struct Combine : PerItem {
   }
 };
 
-// Rows of k and v to their cells. Items 0 .. width of a row store k, those above v.
+// Rows of k and v to their cells, a thread per block of the cells' type. Items of a row: the blocks of k, then those of v.
 template <DType kCell>
 struct KvStore : PerItem {
   enum Tensor : uint32_t { kK, kV, kKCache, kVCache };
   enum Number : uint32_t { kWidth, kCells };
+  static constexpr uint32_t kBlock = kCell == DType::q8_0 ? 32 : 1;
 
   template <class Block>
   static FTH_GPU void run(Block& b, const Params& p) {
-    const uint32_t width = p.number[kWidth], token = b.y();
-    for_items(b, 2 * width, [&](uint32_t i) {
-      const bool is_v = i >= width;
-      const uint32_t column = is_v ? i - width : i;
-      const float value = (is_v ? p.floats(kV) : p.floats(kK))[static_cast<uint64_t>(token) * width + column];
+    const uint32_t width = p.number[kWidth], n_blocks = width / kBlock, token = b.y();
+    for_items(b, 2 * n_blocks, [&](uint32_t i) {
+      const bool is_v = i >= n_blocks;
+      const uint32_t block = is_v ? i - n_blocks : i;
+      const float* src = (is_v ? p.floats(kV) : p.floats(kK)) + static_cast<uint64_t>(token) * width + kBlock * block;
       std::byte* cache = is_v ? p.tensor[kVCache] : p.tensor[kKCache];
-      const uint64_t at = static_cast<uint64_t>((p.pos + token) % p.number[kCells]) * width + column;
-      if constexpr (kCell == DType::f16) {
-        reinterpret_cast<uint16_t*>(cache)[at] = float_to_half(value);
+      const uint64_t at = static_cast<uint64_t>((p.pos + token) % p.number[kCells]) * n_blocks + block;
+      if constexpr (kCell == DType::q8_0) {
+        store_q8(src, cache + 34 * at);
+      } else if constexpr (kCell == DType::f16) {
+        reinterpret_cast<uint16_t*>(cache)[at] = float_to_half(*src);
       } else {
-        reinterpret_cast<float*>(cache)[at] = value;
+        reinterpret_cast<float*>(cache)[at] = *src;
       }
     });
+  }
+
+ private:
+  // As the cpu backend rounds: the largest magnitude is found on the bit patterns, where a NaN is the largest of all and reaches the scale; where that is
+  // zero or not finite all codes are 0.
+  static FTH_GPU void store_q8(const float* x, std::byte* block) {
+    uint32_t top = 0;
+    for (uint32_t i = 0; i < 32; ++i) top = larger(top, bits_of(x[i]) & 0x7fffffffu);
+    const float d = float_of(top) / 127.0f;
+    const bool usable = d > 0.0f && d <= 3.402823466e38f;
+    *reinterpret_cast<uint16_t*>(block) = float_to_half(d);
+    for (uint32_t i = 0; i < 32; ++i) {
+      const float code = usable ? fminf(fmaxf(rintf(x[i] / d), -127.0f), 127.0f) : 0.0f;
+      block[2 + i] = static_cast<std::byte>(static_cast<int8_t>(code));
+    }
   }
 };
 

@@ -3,25 +3,29 @@
 
 #include <cstdint>
 
-#define FTH_CUDA_KERNELS(X)                              \
-  X(embed, Embed)                                        \
-  X(rms_norm, RmsNorm)                                   \
-  X(rope, Rope)                                          \
-  X(add, Add)                                            \
-  X(relu_glu, ReluGlu)                                   \
-  X(silu_glu, SiluGlu)                                   \
-  X(combine, Combine)                                    \
-  X(kv_store_f32, KvStore<DType::f32>)                   \
-  X(kv_store_f16, KvStore<DType::f16>)                   \
-  X(attention_rows_f32, Attention<DType::f32, 8, true>)  \
-  X(attention_rows_f16, Attention<DType::f16, 8, true>)  \
-  X(attention_row_f32, Attention<DType::f32, 1, true>)   \
-  X(attention_row_f16, Attention<DType::f16, 1, true>)   \
-  X(attention_tile_f32, Attention<DType::f32, 1, false>) \
-  X(attention_tile_f16, Attention<DType::f16, 1, false>) \
-  X(attention_merge, AttentionMerge)                     \
-  X(matmul_by_value, MatmulByValue)                      \
-  FTH_CUDA_MATMULS(X, one, 1)                            \
+#define FTH_CUDA_KERNELS(X)                                \
+  X(embed, Embed)                                          \
+  X(rms_norm, RmsNorm)                                     \
+  X(rope, Rope)                                            \
+  X(add, Add)                                              \
+  X(relu_glu, ReluGlu)                                     \
+  X(silu_glu, SiluGlu)                                     \
+  X(combine, Combine)                                      \
+  X(kv_store_f32, KvStore<DType::f32>)                     \
+  X(kv_store_f16, KvStore<DType::f16>)                     \
+  X(kv_store_q8_0, KvStore<DType::q8_0>)                   \
+  X(attention_rows_f32, Attention<DType::f32, 8, true>)    \
+  X(attention_rows_f16, Attention<DType::f16, 8, true>)    \
+  X(attention_rows_q8_0, Attention<DType::q8_0, 8, true>)  \
+  X(attention_row_f32, Attention<DType::f32, 1, true>)     \
+  X(attention_row_f16, Attention<DType::f16, 1, true>)     \
+  X(attention_row_q8_0, Attention<DType::q8_0, 1, true>)   \
+  X(attention_tile_f32, Attention<DType::f32, 1, false>)   \
+  X(attention_tile_f16, Attention<DType::f16, 1, false>)   \
+  X(attention_tile_q8_0, Attention<DType::q8_0, 1, false>) \
+  X(attention_merge, AttentionMerge)                       \
+  X(matmul_by_value, MatmulByValue)                        \
+  FTH_CUDA_MATMULS(X, one, 1)                              \
   FTH_CUDA_MATMULS(X, many, 8)
 // In the order of the dtypes' numbers.
 #define FTH_CUDA_MATMULS(X, name, columns)              \
