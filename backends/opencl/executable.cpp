@@ -44,16 +44,7 @@ Result<> Executable::bind_weights(std::span<const fth_binding> weights) {
     FTH_ASSIGN_OR_RETURN(places_[t], resolve(*of_value[t], v.bytes, v.alignment, "weight tensor", t));
   }
   if (plan_.ropes.tables.empty()) return {};
-  std::vector<uint64_t> angles;
-  for (const sdk::RopeTable& table : plan_.ropes.tables) {
-    std::vector<float> factors(static_cast<size_t>(table.half), 1.0f);
-    if (table.factors != sdk::kNoValue) {
-      const fth_binding& b = *of_value[table.factors];
-      FTH_RETURN_IF_ERROR(sdk::buffer_of<Buffer>(b)->read(b.offset, factors.data(), factors.size() * sizeof(float)));
-    }
-    FTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> frequencies, table.frequencies(factors));
-    angles.insert(angles.end(), frequencies.begin(), frequencies.end());
-  }
+  FTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> angles, plan_.ropes.frequencies<Buffer>(of_value));
   FTH_ASSIGN_OR_RETURN(angles_, context_.allocate(angles.size() * sizeof(uint64_t)));
   return angles_->write(0, angles.data(), angles.size() * sizeof(uint64_t));
 }

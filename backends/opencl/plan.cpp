@@ -221,16 +221,9 @@ Result<> Planner::plan_op(const fth_op& op) {
 
 Result<SegmentPlan> Planner::run() {
   FTH_ASSIGN_OR_RETURN(plan_.values, sdk::values_of(segment_, limits_.max_buffer));
-  // Kernels count within a row and along a dimension in 32 bits.
-  for (size_t t = 0; t < plan_.values.size(); ++t)
-    for (const int64_t d : sdk::dims(segment_.tensors()[t]))
-      if (d > INT32_MAX)
-        return fail(Code::unimplemented,
-                    text(segment_.name(), ": tensor ", t, " (", sdk::describe(segment_.tensors()[t]), "): dims end at ", INT32_MAX));
+  FTH_RETURN_IF_ERROR(sdk::check_dims(segment_));
   while (const fth_op* const op = ops_.next()) FTH_RETURN_IF_ERROR(plan_op(*op));
-  for (size_t t = 0; t < plan_.values.size(); ++t)
-    if (plan_.values[t].role == FTH_ROLE_SLOTS)
-      return fail(Code::unimplemented, text(segment_.name(), ": tensor ", t, " holds slots: no op of the opencl backend takes them"));
+  FTH_RETURN_IF_ERROR(sdk::check_no_slots(segment_, "opencl"));
   plan_.rules.name = segment_.name();
   plan_.rules.n_bindings = segment_.n_bindings();
   plan_.rules.n_tokens = std::max<int64_t>(ops_.n_tokens(), 1);

@@ -83,15 +83,8 @@ Result<> Executable::bind_weights(std::span<const fth_binding> weights) {
     set_entry(t, address);
   }
   uint32_t entry = static_cast<uint32_t>(plan_.values.size());
-  for (const sdk::RopeTable& rope : plan_.ropes.tables) {
-    std::vector<float> factors(static_cast<size_t>(rope.half), 1.0f);
-    if (rope.factors != sdk::kNoValue) {
-      const fth_binding& b = *of_value[rope.factors];
-      FTH_RETURN_IF_ERROR(sdk::buffer_of<Buffer>(b)->read(b.offset, factors.data(), factors.size() * sizeof(float)));
-    }
-    FTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> frequencies, rope.frequencies(factors));
-    for (const uint64_t frequency : frequencies) set_entry(entry++, frequency);
-  }
+  FTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> frequencies, plan_.ropes.frequencies<Buffer>(of_value));
+  for (const uint64_t frequency : frequencies) set_entry(entry++, frequency);
   return {};
 }
 

@@ -204,9 +204,7 @@ Result<SegmentPlan> Planner::run() {
     if (ops_.n_tokens() > int64_t{limits_.max_groups_y})
       return ops_.unsupported(text(ops_.n_tokens(), " tokens: the device allows ", limits_.max_groups_y));
   }
-  for (const sdk::Value& v : plan_.values)
-    if (v.role == FTH_ROLE_SLOTS)
-      return fail(Code::unimplemented, text(segment_.name(), ": a tensor of slots: no op of the vulkan backend takes one"));
+  FTH_RETURN_IF_ERROR(sdk::check_no_slots(segment_, "vulkan"));
   plan_.rules.name = segment_.name();
   plan_.rules.n_bindings = segment_.n_bindings();
   plan_.rules.n_tokens = std::max<int64_t>(ops_.n_tokens(), 1);  // 1: no op, nothing runs

@@ -40,7 +40,7 @@ struct AttentionOp {
   uint32_t q, k, v, k_cache, v_cache, y;
   int64_t heads, kv_heads, head_dim, window, cells;
   double scale;
-  DType cache;  // f32 or f16
+  DType cache;  // one of those that the backend named
 };
 struct ElementwiseOp {
   enum class Kind { add, relu_glu, silu_glu } kind;
@@ -144,7 +144,8 @@ class OpChecker {
     return o;
   }
 
-  Result<AttentionOp> attention() {
+  // caches: the dtypes that the backend's cells may have. Cells of q8_0 hold heads of whole blocks.
+  Result<AttentionOp> attention(std::initializer_list<DType> caches = {DType::f32, DType::f16}) {
     FTH_RETURN_IF_ERROR(arity(5, 5));
     AttentionOp o{};
     FTH_ASSIGN_OR_RETURN(o.heads, integer(0, "H", 1, 1 << 20));
@@ -165,7 +166,13 @@ class OpChecker {
     FTH_ASSIGN_OR_RETURN(o.v_cache, input_of(o.cache, 4, "v_cache", {{"C", &o.cells}, {"G*D", &kv_width}}));
     if (tensor(o.k_cache).role != FTH_ROLE_STATE || tensor(o.v_cache).role != FTH_ROLE_STATE || o.k_cache == o.v_cache)
       return invalid("k_cache and v_cache must be two tensors of the role state");
-    if (o.cache != DType::f32 && o.cache != DType::f16) return unsupported(text("a cache of ", name(o.cache), ": only f32 and f16"));
+    if (std::find(caches.begin(), caches.end(), o.cache) == caches.end()) {
+      std::string known;
+      for (const DType t : caches) known += text(known.empty() ? "" : t == *(caches.end() - 1) ? " and " : ", ", name(t));
+      return unsupported(text("a cache of ", name(o.cache), ": only ", known));
+    }
+    if (o.head_dim % traits(o.cache).block != 0)
+      return unsupported(text("a cache of ", name(o.cache), " with heads of ", o.head_dim, ": need a multiple of ", traits(o.cache).block));
     const int64_t need = o.window > 0 ? o.window + n - 1 : n;
     if (o.cells < need) return invalid(text("a cache of ", o.cells, " cells for window ", o.window, " and ", n, " tokens, need ", need));
     if (o.cells >= int64_t{1} << 31) return unsupported(text("a cache of ", o.cells, " cells"));

@@ -43,6 +43,24 @@ inline Result<std::vector<Value>> values_of(const SegmentView& segment, uint64_t
   return values;
 }
 
+// unimplemented for a dim beyond 31 bits: kernels count within a row and along a dimension in 32.
+inline Result<> check_dims(const SegmentView& segment) {
+  for (size_t t = 0; t < segment.tensors().size(); ++t)
+    for (const int64_t d : dims(segment.tensors()[t]))
+      if (d > INT32_MAX)
+        return fail(Code::unimplemented,
+                    text(segment.name(), ": tensor ", t, " (", describe(segment.tensors()[t]), "): dims end at ", INT32_MAX));
+  return {};
+}
+
+// For backends none of whose ops takes slots: unimplemented if there is such a tensor all the same.
+inline Result<> check_no_slots(const SegmentView& segment, std::string_view backend) {
+  for (size_t t = 0; t < segment.tensors().size(); ++t)
+    if (segment.tensors()[t].role == FTH_ROLE_SLOTS)
+      return fail(Code::unimplemented, text(segment.name(), ": tensor ", t, " holds slots: no op of the ", backend, " backend takes them"));
+  return {};
+}
+
 // Places every TEMP that is used, first fit, the largest first: a value lies beside every placed one whose life overlaps its own. Values that share
 // bytes must be kept apart in time by the caller. Returns the bytes of the workspace. At most 8192 values of less than 2^50 bytes.
 inline uint64_t place_temps(std::vector<Value>& values, uint64_t alignment) {
@@ -100,6 +118,22 @@ struct RopeTables {
     tables.push_back({.factors = op.factors, .first = n_entries, .half = op.half, .base = op.base, .scale = op.scale});
     n_entries += static_cast<uint32_t>(op.half);
     return tables.back();
+  }
+
+  // Of all tables, one after the other. `of_value`: the bindings of the weights by value, checked; factors are read through Buffer's read().
+  template <class Buffer>
+  Result<std::vector<uint64_t>> frequencies(std::span<const fth_binding* const> of_value) const {
+    std::vector<uint64_t> all;
+    for (const RopeTable& table : tables) {
+      std::vector<float> factors(static_cast<size_t>(table.half), 1.0f);
+      if (table.factors != kNoValue) {
+        const fth_binding& b = *of_value[table.factors];
+        FTH_RETURN_IF_ERROR(buffer_of<Buffer>(b)->read(b.offset, factors.data(), factors.size() * sizeof(float)));
+      }
+      FTH_ASSIGN_OR_RETURN(const std::vector<uint64_t> of_table, table.frequencies(factors));
+      all.insert(all.end(), of_table.begin(), of_table.end());
+    }
+    return all;
   }
 };
 

@@ -1,4 +1,5 @@
-"""What holds of every device that runs attention and heads beside the cpu: the same text, the reference's logits. For vulkan_test.py, opencl_test.py and openvino_test.py.
+"""What holds of every device that runs attention and heads beside the cpu: the same text, the reference's logits. For vulkan_test.py, opencl_test.py,
+openvino_test.py and cuda_test.py.
 
 `with_venv.sh` runs their files from other folders; they put this one on the path.
 """
