@@ -5,6 +5,7 @@
 #include <new>
 
 #include "tools/cli/command.h"
+#include "tools/cli/device_checks.h"
 #include "tools/cli/output.h"
 
 namespace fth::cli {
@@ -39,6 +40,7 @@ Result<int> dispatch(std::vector<std::string> args) {
     FTH_RETURN_IF_ERROR(put("forethought " FTH_VERSION "\n"));
     return 0;
   }
+  if (args[0] == "self-test") return self_test_main({args.begin() + 1, args.end()});  // only this program starts it
   const Command* command = find_command(args[0]);
   if (command == nullptr) {
     std::string names;

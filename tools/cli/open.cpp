@@ -56,7 +56,7 @@ Result<std::vector<Override>> parse_overrides(const std::vector<std::string>& gi
   return out;
 }
 
-Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log) {
+Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log, DeviceChecks* checks) {
   RegistryOptions out;
   if (flags.threads < 0 || flags.threads > 1024)
     return fail(Code::invalid_argument, text("--threads %lld: must be 1 to 1024", static_cast<long long>(flags.threads)));
@@ -82,6 +82,12 @@ Result<RegistryOptions> registry_options(const DeviceFlags& flags, const Machine
   }
   if (profile.bytes_per_second > 0) out.cpu_options = text("bytes_per_second=%.6g", profile.bytes_per_second);
   if (!flags.cpu_isa.empty()) out.cpu_options += (out.cpu_options.empty() ? "isa=" : ",isa=") + flags.cpu_isa;
+  if (checks != nullptr) {
+    out.admit = [checks](const std::filesystem::path& file) { return checks->admit(file); };
+    out.check = [checks](const BackendReport& backend, uint32_t index, const Device& device) {
+      return checks->check(backend, index, device);
+    };
+  }
   out.log = &Log::receive;
   out.log_self = &log;
   return out;
@@ -89,10 +95,10 @@ Result<RegistryOptions> registry_options(const DeviceFlags& flags, const Machine
 
 namespace {
 
-Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProfile& profile, Log& log) {
+Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProfile& profile, Log& log, DeviceChecks* checks = nullptr) {
   EngineOptions out;
   FTH_ASSIGN_OR_RETURN(out.overrides, parse_overrides(flags.overrides));
-  FTH_ASSIGN_OR_RETURN(out.registry, registry_options(flags, profile, log));
+  FTH_ASSIGN_OR_RETURN(out.registry, registry_options(flags, profile, log, checks));
   if (flags.ctx < 0) return fail(Code::invalid_argument, text("--ctx %lld: must be positive", static_cast<long long>(flags.ctx)));
   if (flags.ubatch < 0 || flags.ubatch > 512)
     return fail(Code::invalid_argument, text("-ub %lld: must be 1 to 512", static_cast<long long>(flags.ubatch)));
@@ -206,6 +212,13 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
     say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
         out.profile.note);
   FTH_ASSIGN_OR_RETURN(auto options, engine_options(flags, out.profile, *out.log));
+  DeviceChecks::Options checking;
+  checking.threads = options.registry.n_threads;
+  checking.cpu_options = options.registry.cpu_options;
+  if (!options.device.empty()) checking.named.push_back(options.device);
+  for (const PlacementRule& rule : options.rules) checking.named.push_back(rule.device);
+  out.checks = std::make_unique<DeviceChecks>(std::move(checking));
+  FTH_ASSIGN_OR_RETURN(options, engine_options(flags, out.profile, *out.log, out.checks.get()));
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
   // Also where nothing is streamed, if it is known: a sweep asks for it.
