@@ -309,6 +309,7 @@ Result<std::unique_ptr<Registry>> Registry::open(const RegistryOptions& options)
 ThreadPool& Registry::pool() { return *impl_->pool; }
 std::span<const BackendReport> Registry::backends() const { return impl_->backends; }
 std::span<DeviceEntry> Registry::devices() { return impl_->devices; }
+std::span<const DeviceEntry> Registry::devices() const { return impl_->devices; }
 std::span<const fs::path> Registry::searched() const { return impl_->searched; }
 
 Result<size_t> Registry::find(const std::string& name) const {

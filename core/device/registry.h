@@ -32,7 +32,7 @@ struct DeviceCheck {
 struct DeviceOptions {
   std::string backend;            // "vulkan"
   std::optional<uint32_t> index;  // one device of it; none: each
-  std::string options;            // "pipeline_cache=/home/me/.cache/forethought/pipelines"
+  std::string options;            // "pipeline_cache=FILE"
   bool asked_for = false;         // by a person: a backend that does not know them is an error. Others are left out then
 };
 
@@ -80,6 +80,7 @@ class Registry {
   ThreadPool& pool();
   std::span<const BackendReport> backends() const;
   std::span<DeviceEntry> devices();
+  std::span<const DeviceEntry> devices() const;
   std::span<const std::filesystem::path> searched() const;  // directories, in order, whether or not they exist
   // "cpu", "vulkan:0". not_found names the devices that exist.
   Result<size_t> find(const std::string& name) const;

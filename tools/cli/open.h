@@ -13,6 +13,7 @@
 #include "tools/cli/device_checks.h"
 #include "tools/cli/flags.h"
 #include "tools/cli/machine_profile.h"
+#include "tools/cli/segment_runs.h"
 #include "tools/cli/storage_profile.h"
 
 namespace fth::cli {
@@ -41,6 +42,7 @@ Result<RegistryOptions> registry_options(const DeviceFlags& flags, const Machine
 struct Opened {
   std::unique_ptr<Log> log;  // first: the engine's devices write to it until they are gone
   std::unique_ptr<DeviceChecks> checks;
+  std::unique_ptr<SegmentRuns> runs;
   MachineProfile profile;
   std::filesystem::path model;
   StorageProfile storage;  // of the model's disk; measured when experts may have to be streamed
