@@ -3,6 +3,7 @@
 // A Device and what it made are used by one thread at a time. Handles must not outlive the Registry that loaded the plugin.
 
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,6 +18,19 @@ namespace fth {
 inline Result<> check(fth_code code, const fth_error& e) {
   if (code == FTH_OK) return {};
   return fail(static_cast<Code>(code), std::string(e.message, strnlen(e.message, sizeof e.message)));
+}
+
+// One call of the table: f(fth_error*) returns its code. The boundary forbids exceptions; a plugin that throws one all the same gets an error like any other.
+template <class F>
+Result<> call_plugin(F&& f) {
+  fth_error e{};
+  try {
+    return check(f(&e), e);
+  } catch (const std::exception& x) {
+    return fail(Code::internal, std::string("threw an exception through the boundary: ") + x.what());
+  } catch (...) {
+    return fail(Code::internal, "threw an exception through the boundary");
+  }
 }
 
 // An object that the plugin frees.
@@ -55,12 +69,10 @@ class Buffer {
   fth_binding whole() const { return {h_.get(), 0, bytes_}; }
   fth_binding at(uint64_t offset, uint64_t bytes) const { return {h_.get(), offset, bytes}; }
   Result<> write(uint64_t offset, const void* src, uint64_t bytes) const {
-    fth_error e{};
-    return check(h_.api().write(h_.get(), offset, src, bytes, &e), e);
+    return call_plugin([&](fth_error* e) { return h_.api().write(h_.get(), offset, src, bytes, e); });
   }
   Result<> read(uint64_t offset, void* dst, uint64_t bytes) const {
-    fth_error e{};
-    return check(h_.api().read(h_.get(), offset, dst, bytes, &e), e);
+    return call_plugin([&](fth_error* e) { return h_.api().read(h_.get(), offset, dst, bytes, e); });
   }
 
  private:
@@ -80,15 +92,14 @@ class Executable {
     return wait(event);
   }
   Result<fth_event*> submit(std::span<const fth_binding> bindings, std::span<const int64_t> scalars) const {
-    fth_error e{};
     fth_event* event = nullptr;
-    FTH_RETURN_IF_ERROR(
-        check(h_.api().submit(h_.get(), bindings.data(), static_cast<uint32_t>(bindings.size()), scalars.data(), &event, &e), e));
+    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) {
+      return h_.api().submit(h_.get(), bindings.data(), static_cast<uint32_t>(bindings.size()), scalars.data(), &event, e);
+    }));
     return event;
   }
   Result<> wait(fth_event* event) const {
-    fth_error e{};
-    return check(h_.api().wait(event, &e), e);
+    return call_plugin([&](fth_error* e) { return h_.api().wait(event, e); });
   }
 
  private:
@@ -98,12 +109,11 @@ class Executable {
 class Device {
  public:
   static Result<Device> open(const fth_backend& api, uint32_t index, const char* options) {
-    fth_error e{};
     fth_device* d = nullptr;
-    FTH_RETURN_IF_ERROR(check(api.open(index, options, &d, &e), e));
+    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api.open(index, options, &d, e); }));
     Device device{DeviceHandle(&api, d)};
     device.info_.struct_size = sizeof device.info_;
-    FTH_RETURN_IF_ERROR(check(api.info(d, &device.info_, &e), e));
+    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api.info(d, &device.info_, e); }));
     return device;
   }
 
@@ -118,29 +128,26 @@ class Device {
   const fth_backend& api() const { return h_.api(); }
 
   Result<Buffer> alloc(uint64_t bytes) const {
-    fth_error e{};
     fth_buffer* b = nullptr;
-    FTH_RETURN_IF_ERROR(check(api().alloc(h_.get(), bytes, &b, &e), e));
+    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api().alloc(h_.get(), bytes, &b, e); }));
     return Buffer(&api(), b, bytes);
   }
   // `p` must outlive the buffer.
   Result<Buffer> import_host(void* p, uint64_t bytes) const {
-    fth_error e{};
     fth_buffer* b = nullptr;
-    FTH_RETURN_IF_ERROR(check(api().import_host(h_.get(), p, bytes, &b, &e), e));
+    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api().import_host(h_.get(), p, bytes, &b, e); }));
     return Buffer(&api(), b, bytes);
   }
   Result<fth_estimate> estimate(const fth_segment& s) const {
-    fth_error e{};
     fth_estimate out{};
     out.struct_size = sizeof out;
-    FTH_RETURN_IF_ERROR(check(api().estimate(h_.get(), &s, &out, &e), e));
+    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api().estimate(h_.get(), &s, &out, e); }));
     return out;
   }
   Result<Executable> compile(const fth_segment& s, std::span<const fth_binding> weights) const {
-    fth_error e{};
     fth_executable* x = nullptr;
-    FTH_RETURN_IF_ERROR(check(api().compile(h_.get(), &s, weights.data(), static_cast<uint32_t>(weights.size()), &x, &e), e));
+    FTH_RETURN_IF_ERROR(call_plugin(
+        [&](fth_error* e) { return api().compile(h_.get(), &s, weights.data(), static_cast<uint32_t>(weights.size()), &x, e); }));
     return Executable(&api(), x);
   }
 

@@ -95,6 +95,8 @@ struct Registry::Impl {
   std::vector<fs::path> searched;
   std::vector<DeviceEntry> devices;  // destroyed before the pool that they run on
   std::set<fs::path> seen;           // canonical files: one that two directories lead to is opened and reported once
+  RegistryOptions options;
+  std::optional<Error> refused_options;  // that somebody asked for
 
   ~Impl() {
     devices.clear();
@@ -132,8 +134,26 @@ struct Registry::Impl {
     }
   }
 
+  // Opened with the options for it; without those that only the program wanted when the backend does not know them.
+  Result<Device> open_device(const fth_backend& api, const std::string& backend, uint32_t index, const std::string& first) {
+    const auto joined = [&](bool all) {
+      std::string text = first;
+      for (const DeviceOptions& o : options.device_options)
+        if (o.backend == backend && o.index.value_or(index) == index && (all || o.asked_for)) text += (text.empty() ? "" : ",") + o.options;
+      return text;
+    };
+    const auto open = [&](const std::string& text) { return Device::open(api, index, text.empty() ? nullptr : text.c_str()); };
+    const std::string all = joined(true), asked_for = joined(false);
+    auto device = open(all);
+    if (device || device.error().code != Code::invalid_argument) return device;
+    if (all != asked_for) device = open(asked_for);
+    if (!device && device.error().code == Code::invalid_argument && asked_for != first)
+      refused_options = Error(device.error()).context(backend + " options \"" + asked_for + "\"");
+    return device;
+  }
+
   // Opens every device of the table; what fails goes into the report. The error of the last open that failed, for the caller that gave options.
-  Result<> open_devices(const fth_backend& api, size_t backend, const char* options) {
+  Result<> open_devices(const fth_backend& api, size_t backend, const std::string& first_options) {
     std::string reasons;
     Result<> last;
     const auto say = [&](const std::string& text) { reasons += (reasons.empty() ? "" : "; ") + text; };
@@ -147,7 +167,7 @@ struct Registry::Impl {
       }
       if (n > kMaxDevices) say("reports " + std::to_string(n) + " devices, the first " + std::to_string(kMaxDevices) + " are opened");
       for (uint32_t i = 0; i < std::min(n, kMaxDevices); ++i) {
-        auto device = Device::open(api, i, options);
+        auto device = open_device(api, backends[backend].name, i, first_options);
         if (!device) {
           say("device " + std::to_string(i) + ": " + device.error().message);
           last = tl::unexpected<Error>(std::move(device).error());
@@ -155,10 +175,12 @@ struct Registry::Impl {
         }
         const std::string own = device->name();
         device->rename(unique_name(own.empty() ? backends[backend].name + ":" + std::to_string(i) : own));
-        std::string refusal;
-        if ((device->info().flags & FTH_DEVICE_SOFTWARE) != 0)
+        DeviceCheck known;
+        if (options.check && !backends[backend].path.empty()) known = options.check(backends[backend], i, *device);
+        std::string refusal = known.refusal;
+        if ((device->info().flags & FTH_DEVICE_SOFTWARE) != 0 && !known.wrong)
           refusal = "software device (" + bounded(device->info().description, sizeof device->info().description) + "): listed, not chosen";
-        devices.push_back({*std::move(device), backend, std::move(refusal)});
+        devices.push_back({*std::move(device), backend, i, std::move(refusal), std::move(known)});
       }
     } catch (const std::exception& e) {
       // The boundary forbids it; a plugin that did not use the guard is still no reason to end the program.
@@ -183,7 +205,7 @@ struct Registry::Impl {
     }
     backends.push_back({name, {}, bounded((*api)->build, 256), true, {}});
     const bool has_options = name == "cpu" && !cpu_options.empty();
-    Result<> opened = open_devices(**api, backends.size() - 1, has_options ? cpu_options.c_str() : nullptr);
+    Result<> opened = open_devices(**api, backends.size() - 1, has_options ? cpu_options : std::string());
     if (has_options && !opened && opened.error().code == Code::invalid_argument)
       return tl::unexpected<Error>(std::move(opened).error().context("cpu options \"" + cpu_options + "\""));
     return {};
@@ -199,6 +221,12 @@ struct Registry::Impl {
       report(name, file.string(), std::move(reason));
       return;
     }
+    if (options.admit) {
+      if (std::string reason = options.admit(canonical); !error && !reason.empty()) {
+        report(name, file.string(), std::move(reason));
+        return;
+      }
+    }
     const auto api = load_plugin(file, &services->host);
     if (!api) {
       report(name, file.string(), api.error().message);
@@ -209,7 +237,7 @@ struct Registry::Impl {
       return;
     }
     backends.push_back({(*api)->name, file.string(), bounded((*api)->build, 256), true, {}});
-    (void)open_devices(**api, backends.size() - 1, nullptr);  // its reasons are in the report
+    (void)open_devices(**api, backends.size() - 1, {});  // its reasons are in the report
   }
 
   void open_directory(const fs::path& dir) {
@@ -246,6 +274,7 @@ Result<std::unique_ptr<Registry>> Registry::open(const RegistryOptions& options)
                                             : options.cpus.empty() ? usable_cores()
                                                                    : static_cast<uint32_t>(options.cpus.size()),
                                             options.cpus);
+  impl->options = options;
 
   const std::lock_guard lock(process().opening);
   HostServices& s = process().hosts.emplace_back();
@@ -264,8 +293,13 @@ Result<std::unique_ptr<Registry>> Registry::open(const RegistryOptions& options)
     return fail(Code::invalid_argument, "cpu options \"" + options.cpu_options + "\": no cpu backend is linked in");
   if (!options.builtin_only) {
     for (const fs::path& path : options.plugin_paths) impl->open_path(path);
-    for (const fs::path& dir : default_directories()) impl->open_directory(dir);
+    if (!options.named_only)
+      for (const fs::path& dir : default_directories()) impl->open_directory(dir);
   }
+  if (impl->refused_options) return tl::unexpected<Error>(*std::move(impl->refused_options));
+  for (const DeviceOptions& o : options.device_options)
+    if (o.asked_for && impl->loaded_as(o.backend) == nullptr)
+      return fail(Code::invalid_argument, "options \"" + o.options + "\": no backend " + o.backend + " is loaded");
   if (impl->devices.empty()) {
     std::string reasons;
     for (const BackendReport& b : impl->backends) reasons += "; " + b.name + ": " + b.reason;
@@ -278,6 +312,7 @@ Result<std::unique_ptr<Registry>> Registry::open(const RegistryOptions& options)
 ThreadPool& Registry::pool() { return *impl_->pool; }
 std::span<const BackendReport> Registry::backends() const { return impl_->backends; }
 std::span<DeviceEntry> Registry::devices() { return impl_->devices; }
+std::span<const DeviceEntry> Registry::devices() const { return impl_->devices; }
 std::span<const fs::path> Registry::searched() const { return impl_->searched; }
 
 Result<size_t> Registry::find(const std::string& name) const {

@@ -3,7 +3,9 @@
 // Nothing is searched in the working directory. What does not load is listed with its reason, never dropped silently.
 
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,14 +20,37 @@ namespace fth {
 // The backends linked into this program; defined in backends/builtin.cpp.
 std::span<const fth_backend_query_fn> builtin_backends();
 
+struct BackendReport;
+
+// What is known of a device beyond its own word for it. Speeds are 0 where nobody measured them.
+struct DeviceCheck {
+  std::string refusal;                                           // empty, or why the planner must not choose it: "slower than the CPU: ..."
+  bool wrong = false;                                            // it computes wrong: refused even when it is named
+  double write_bytes_per_second = 0, read_bytes_per_second = 0;  // copies to it and from it
+};
+
+// Options for the devices of one backend, as its documentation names them.
+struct DeviceOptions {
+  std::string backend;            // "vulkan"
+  std::optional<uint32_t> index;  // one device of it; none: each
+  std::string options;            // "pipeline_cache=FILE"
+  bool asked_for = false;         // by a person: a backend that does not know them is an error. Others are left out then
+};
+
 struct RegistryOptions {
   uint32_t n_threads = 0;  // of the pool; 0 = one per physical core allowed to this process (affinity, cgroup quota)
   std::vector<int>
       cpus;  // where the pool's threads stay, one each (parse_cpus); with n_threads 0 there are as many. Empty: the scheduler places them
   bool builtin_only = false;  // --cpu-only: no plugin file is even opened
+  bool named_only = false;    // of the plugins only plugin_paths: no default folder is searched
   // Extra directories or files, before the default ones; absolute. A file named here is loaded even if a backend of its name is there already.
   std::vector<std::filesystem::path> plugin_paths;
   std::string cpu_options;  // "isa=avx2,bytes_per_second=1.6e10" for the linked-in cpu backend
+  std::vector<DeviceOptions> device_options;
+  // Asked before a plugin file is loaded, while the registry opens and on its thread: empty, or why it must not be. Null: all may be.
+  std::function<std::string(const std::filesystem::path& file)> admit;
+  // Asked of every device of a plugin, likewise; index counts the devices of its backend. Null: nothing is known of them.
+  std::function<DeviceCheck(const BackendReport& backend, uint32_t index, const Device& device)> check;
   void (*log)(void* self, int32_t level, const char* message) = nullptr;  // null: dropped
   void* log_self = nullptr;
 };
@@ -42,12 +67,15 @@ struct BackendReport {
 struct DeviceEntry {
   Device device;
   size_t backend = 0;   // index into backends()
+  uint32_t index = 0;   // of the backend's devices
   std::string refusal;  // empty, or why the planner must not choose it ("software device", "self-test failed: ...")
+  DeviceCheck check;
 };
 
 class Registry {
  public:
-  // Never fails because of a plugin; fails only when no device at all could be opened, or with invalid_argument for cpu_options.
+  // Never fails because of a plugin; fails only when no device at all could be opened, or with invalid_argument for cpu_options and for device_options that a person
+  // asked for.
   // Device names are unique: where two are equal the later one is renamed, "cpu" to "cpu-plugin", "vulkan:0" to "vulkan-plugin:0".
   static Result<std::unique_ptr<Registry>> open(const RegistryOptions& options);
   ~Registry();
@@ -55,6 +83,7 @@ class Registry {
   ThreadPool& pool();
   std::span<const BackendReport> backends() const;
   std::span<DeviceEntry> devices();
+  std::span<const DeviceEntry> devices() const;
   std::span<const std::filesystem::path> searched() const;  // directories, in order, whether or not they exist
   // "cpu", "vulkan:0". not_found names the devices that exist.
   Result<size_t> find(const std::string& name) const;

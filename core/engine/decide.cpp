@@ -44,6 +44,44 @@ double Engine::Impl::expected_decode_seconds() const {
   return seconds;
 }
 
+void Engine::Impl::measure_choices() {
+  if (!options.measure || options.cpu_only) return;
+  const auto named = [&](const std::string& name) {
+    return options.device == name ||
+           std::any_of(options.rules.begin(), options.rules.end(), [&](const auto& r) { return r.device == name; });
+  };
+  const std::span<DeviceEntry> devices = registry->devices();
+  std::vector<size_t> candidates = {0};
+  for (size_t d = 1; d < devices.size(); ++d)
+    if (!devices[d].check.wrong && (devices[d].refusal.empty() || named(devices[d].device.name()))) candidates.push_back(d);
+  if (candidates.size() == 1) return;  // nothing to choose between
+  // The costs of decoding and of a whole prefill step are what plans are compared by.
+  std::map<std::string, Segment> wanted;
+  const auto want = [&](SegmentKind kind, int64_t layer, int64_t bucket) {
+    const Estimates& of = estimates_of(kind, layer, bucket);
+    if (wanted.count(of.shape) == 0) wanted.emplace(of.shape, build(kind, layer, bucket, Variant::plain));
+  };
+  for (int64_t layer = 0; layer < model->config.n_layer; ++layer) {
+    if (kv_in_pages(model->layers[static_cast<size_t>(layer)], shapes)) continue;
+    want(SegmentKind::attention, layer, 1);
+    want(SegmentKind::attention, layer, shapes.max_bucket);
+  }
+  want(SegmentKind::head, -1, 1);
+  for (const size_t d : candidates) {
+    std::vector<fth_segment> segments;
+    std::vector<const std::string*> names;
+    for (const auto& [shape, segment] : wanted) {
+      if (measured_runs.count({d, shape}) != 0 || !device(d).estimate(segment.view())) continue;
+      segments.push_back(segment.view());
+      names.push_back(&shape);
+    }
+    if (segments.empty()) continue;
+    std::vector<double> seconds = options.measure(*registry, d, segments);
+    seconds.resize(segments.size());
+    for (size_t i = 0; i < segments.size(); ++i) measured_runs[{d, *names[i]}] = seconds[i];
+  }
+}
+
 Result<> Engine::Impl::decide_with(int64_t ubatch) {
   const KvOptions& kv = options.kv;
   auto in_memory = plan_for(ubatch, 0, 0);

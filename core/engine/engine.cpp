@@ -87,17 +87,17 @@ std::unique_ptr<Compiled> Engine::Impl::describe(SegmentKind kind, int64_t layer
 
 Result<std::unique_ptr<Compiled>> Engine::Impl::compile(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t d) {
   std::unique_ptr<Compiled> c = describe(kind, layer, bucket, variant, d);
-  FTH_ASSIGN_OR_RETURN(const fth_estimate estimate, device(d).estimate(c->segment.view()));
+  FTH_ASSIGN_OR_RETURN(const fth_estimate estimate, blame(d, device(d).estimate(c->segment.view())));
   c->workspace_bytes = estimate.workspace_bytes;
   if (c->workspace_bytes > workspaces[d].bytes())
     return fail(Code::internal, c->segment.name + " wants a workspace of " + format_bytes(c->workspace_bytes) + ", planned were " +
                                     format_bytes(workspaces[d].bytes()));
   std::vector<fth_binding> bound;
   for (const Weight* w : c->segment.weights) {
-    FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, weight(d, *w));
+    FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, blame(d, weight(d, *w)));
     bound.push_back(buffer->whole());
   }
-  auto executable = device(d).compile(c->segment.view(), bound);
+  auto executable = blame(d, device(d).compile(c->segment.view(), bound));
   if (!executable) return tl::unexpected<Error>(std::move(executable).error().context(device(d).name() + ": compile " + c->segment.name));
   c->executable = std::move(*executable);
   return c;
@@ -113,7 +113,7 @@ Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t buc
   std::unique_ptr<Compiled>& slot = compiled[index];
   size_t d = device_for(kind, layer);
   if (kind == SegmentKind::experts && d == 0) d = experts_on[bucket_index];
-  if (!starts_on_cpu(d)) {
+  if (kind == SegmentKind::experts || !starts_on_cpu(d)) {
     if (!slot) {
       FTH_ASSIGN_OR_RETURN(slot, compile(kind, layer, bucket, variant, d));
     }
@@ -162,6 +162,7 @@ void Engine::Impl::move_over(bool wait) {
           where + ": compile " + job.compiled->segment.name + ": " + job.outcome.error().message + "; it stays on the CPU");
       continue;
     }
+    if (registry->devices()[job.compiled->device].check.wrong) continue;  // lost meanwhile (recover.cpp)
     compiled[job.index] = std::move(job.compiled);
     ++moved;
   }
@@ -200,6 +201,8 @@ const Engine::Impl::Estimates& Engine::Impl::estimates_of(SegmentKind kind, int6
   of.name = segment.name;
   of.weight_bytes = segment.weight_bytes();
   for (size_t d = 0; d < registry->devices().size(); ++d) of.by_device.push_back(device(d).estimate(segment.view()));
+  of.shape.assign(reinterpret_cast<const char*>(segment.tensors.data()), segment.tensors.size() * sizeof(fth_tensor));
+  of.shape.append(reinterpret_cast<const char*>(segment.ops.data()), segment.ops.size() * sizeof(fth_op));
   return of;
 }
 
@@ -229,12 +232,15 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
     p.name = entry.device.name();
     p.host_memory = entry.device.reads_host_memory();
     p.memory_bytes = entry.device.info().free_bytes;
-    if (copy_speed.size() == d) copy_speed.push_back(p.host_memory ? 0 : measure_copy(entry.device));
+    const double checked = std::min(entry.check.write_bytes_per_second, entry.check.read_bytes_per_second);
+    if (copy_speed.size() == d) copy_speed.push_back(p.host_memory ? 0 : checked > 0 ? checked : measure_copy(entry.device));
     p.copy_bytes_per_second = copy_speed[d];
     p.refusal = entry.refusal;
+    p.wrong = entry.check.wrong;
     devices.push_back(std::move(p));
   }
 
+  measure_choices();
   std::vector<PlanSegment> segments;
   stand_in_workspace = 0;
   uint64_t experts = 0;
@@ -274,12 +280,16 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
           cost.supported = false;
           continue;
         }
+        const auto run = measured_runs.find({d, of.shape});
+        const bool measured = run != measured_runs.end() && run->second > 0;
+        const double seconds = measured ? run->second : estimate->seconds;
         if (bucket == 1) {
           cost.supported = true;
-          cost.seconds = estimate->seconds;
+          cost.seconds = seconds;
+          cost.measured = measured;
         }
         if (bucket == shapes.max_bucket && kind != SegmentKind::head)
-          cost.step_seconds = estimate->seconds * static_cast<double>(options.ubatch) / static_cast<double>(bucket);
+          cost.step_seconds = seconds * static_cast<double>(options.ubatch) / static_cast<double>(bucket);
         cost.workspace_bytes = std::max(cost.workspace_bytes, estimate->workspace_bytes);
         cost.resident_bytes += estimate->resident_bytes;
       }
@@ -373,14 +383,17 @@ Result<> Engine::Impl::make_resident() {
   } else {
     model->file.prefault(nullptr, nullptr);
   }
-  FTH_RETURN_IF_ERROR(make_workspaces());
   // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use. Where the CPU stands in it begins to be.
-  for (const Placement& p : plan.placements) {
-    FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::plain));
-    if (!streamed() || p.kind != SegmentKind::experts) continue;
-    FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::gates));
-    FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::after_gates));
-  }
+  FTH_RETURN_IF_ERROR(surviving([&]() -> Result<> {
+    FTH_RETURN_IF_ERROR(make_workspaces());
+    for (const Placement& p : plan.placements) {
+      FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::plain));
+      if (!streamed() || p.kind != SegmentKind::experts) continue;
+      FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::gates));
+      FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::after_gates));
+    }
+    return {};
+  }));
   background.start();
   return {};
 }
@@ -392,12 +405,13 @@ Result<> Engine::Impl::make_workspaces() {
     if (arena.name.rfind("workspace", 0) != 0) continue;
     for (size_t d = 0; d < workspaces.size(); ++d) {
       const std::string label = "workspace" + (d == 0 ? std::string() : " (" + device(d).name() + ")");
-      if (arena.name != label) continue;
+      if (arena.name != label || workspaces[d]) continue;
+      if (registry->devices()[d].check.wrong) continue;  // it has failed since the plan was made
       if (device(d).reads_host_memory()) {
         FTH_ASSIGN_OR_RETURN(workspace_blocks[d], HostBlock::allocate(arena.bytes, "workspace"));
         FTH_ASSIGN_OR_RETURN(workspaces[d], device(d).import_host(workspace_blocks[d].data(), workspace_blocks[d].bytes()));
       } else {
-        FTH_ASSIGN_OR_RETURN(workspaces[d], device(d).alloc(arena.bytes));
+        FTH_ASSIGN_OR_RETURN(workspaces[d], blame(d, device(d).alloc(arena.bytes)));
       }
     }
   }
@@ -458,7 +472,12 @@ void Engine::set_recorder(Recorder* recorder) {
 
 Result<Session> Engine::new_session() {
   if (impl_->options.plan_only) return fail(Code::failed_precondition, "the engine was opened for its plan only");
-  FTH_ASSIGN_OR_RETURN(auto session, Session::Impl::make(*impl_));
+  std::unique_ptr<Session::Impl> session;
+  const auto make = [&]() -> Result<> {
+    FTH_ASSIGN_OR_RETURN(session, Session::Impl::make(*impl_));
+    return {};
+  };
+  FTH_RETURN_IF_ERROR(impl_->surviving(make));
   return Session(std::move(session));
 }
 

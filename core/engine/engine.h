@@ -62,6 +62,9 @@ struct StreamOptions {  // docs/memory.md
   bool verify = false;   // check each expert's checksum as it lands (packed models)
 };
 
+// Seconds that one run of each segment takes on a device, 0 where that is not known. Asked while a plan is made, of the segments whose place is a choice.
+using MeasureSegments = std::function<std::vector<double>(const Registry& registry, size_t device, std::span<const fth_segment> segments)>;
+
 struct EngineOptions {
   std::filesystem::path model;
   std::vector<Override> overrides;
@@ -74,6 +77,7 @@ struct EngineOptions {
   bool cpu_only = false;
   std::string device;
   std::vector<PlacementRule> rules;
+  MeasureSegments measure;      // null: the plan rests on the devices' own estimates
   double bytes_per_second = 0;  // measured memory bandwidth of the host, 0 when unknown; feeds the cost model
   ExpertPlacement experts = ExpertPlacement::automatic;
   StreamOptions stream;

@@ -2,6 +2,7 @@
 // What Engine and Session hold, shared by engine.cpp, session.cpp and step.cpp. Private to this folder.
 
 #include <array>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -77,12 +78,16 @@ struct Engine::Impl {
     std::string name;
     uint64_t weight_bytes = 0;
     std::vector<Result<fth_estimate>> by_device;
+    std::string shape;  // equal for segments that are equal but for their name
   };
   std::map<std::tuple<SegmentKind, int64_t, int64_t, int64_t, int64_t>, Estimates> estimates;
   const Estimates& estimates_of(SegmentKind kind, int64_t layer, int64_t bucket);
-  std::vector<double> copy_speed;  // [device], measured once
-  int64_t ubatch_wanted = 0;       // options.ubatch as it was given
-  Recorder* recorder = nullptr;    // null: nothing is recorded
+  // Asks options.measure for the segments that several devices may run.  [decide.cpp]
+  void measure_choices();
+  std::map<std::pair<size_t, std::string>, double> measured_runs;  // by device and shape
+  std::vector<double> copy_speed;                                  // [device], measured once
+  int64_t ubatch_wanted = 0;                                       // options.ubatch as it was given
+  Recorder* recorder = nullptr;                                    // null: nothing is recorded
 
   // Devices whose memory is the host's share space 0; every other device has a space of its own.
   std::vector<size_t> space_of;     // [device]
@@ -122,6 +127,20 @@ struct Engine::Impl {
   Result<const Buffer*> weight(size_t device, const Weight& w);
   std::byte* place(const Weight& w) const;  // its bytes in the host's memory
 
+  // A device that failed while it was in use, until surviving() has dealt with it; and how often that has happened.  [recover.cpp]
+  std::optional<size_t> failed_device;
+  uint64_t generation = 0;
+  // Passes `outcome` on; an error is the device's, unless that is the host's CPU, which nothing can stand in for.
+  template <class R>
+  R blame(size_t device, R outcome) {
+    if (!outcome && device != 0) failed_device = device;
+    return outcome;
+  }
+  // Moves all work of a device to the host's CPU and says so in the log and the plan. Fails with `why` where the CPU cannot run it.
+  Result<> lose_device(size_t device, const Error& why);
+  // Runs `work`; again, without the device that failed, as long as that is why it fails.
+  Result<> surviving(const std::function<Result<>()>& work);
+
   Result<> detect();  // devices and spaces
   // Experts on the device that is quickest for a bucket.  [expert_choice.cpp]
   ExpertChoice expert_choice;
@@ -150,8 +169,13 @@ struct Engine::Impl {
 
 ExpertSource expert_source(const Model& model);  // [streaming.cpp]
 
+enum class Want { nothing, last_logits, all_logits };
+
+using OnRows = std::function<Result<>(int64_t first_pos, int64_t rows, const float* values)>;
+
 // The KV cache of one layer, in the memory of the device that runs its attention.
 struct LayerCache {
+  size_t device = 0;
   int64_t paged = -1;  // its index in Session::Impl::pages; -1: it is in one piece, below
   HostBlock block;     // host-memory devices: k then v
   Buffer k, v;
@@ -175,6 +199,8 @@ struct BoundExpert {
 
 struct Session::Impl {
   Engine::Impl* engine = nullptr;
+  static constexpr uint64_t kNoGeneration = UINT64_MAX;
+  uint64_t generation = 0;  // of the engine, when caches and activations were made
   std::vector<int32_t> tokens;
   std::vector<LayerCache> caches;   // [layer]
   std::unique_ptr<KvPages> pages;   // of the layers that have theirs in pages
@@ -197,6 +223,11 @@ struct Session::Impl {
   Routing guessed;
 
   static Result<std::unique_ptr<Impl>> make(Engine::Impl& engine);
+  // Activations and caches where the engine's segments run now; those that are in the right place already stay.
+  Result<> make_memory();
+  Result<> restore();  // [recover.cpp]
+  // step() after the tokens so far, on other devices if one fails.
+  Result<uint64_t> run_step(std::span<const int32_t> ids, Want want, const OnRows& on_rows);
 
   template <class T>
   T* host(Port p) const {
@@ -206,10 +237,6 @@ struct Session::Impl {
 
 // Bytes of activations that a session touches; for the plan.  [session.cpp]
 uint64_t activation_bytes(const Engine::Impl& engine);
-
-enum class Want { nothing, last_logits, all_logits };
-
-using OnRows = std::function<Result<>(int64_t first_pos, int64_t rows, const float* values)>;
 
 // Runs the model over ids at positions pos .. pos + n - 1 (n <= the engine's ubatch) and returns the bytes of weights and KV read: the token loop.
 // With last_logits, row 0 of Port::logits is the last position's; with all_logits on_rows is called for each block of rows.  [step.cpp]

@@ -51,7 +51,7 @@ Result<> SegmentRunner::submit(SegmentKind kind, int64_t layer, Variant variant)
     cpu_ns = e_.recorder->cpu_now();
   }
   const auto begin = Clock::now();
-  if (auto done = c->executable.run(s_.bindings, scalars); !done)
+  if (auto done = e_.blame(c->device, c->executable.run(s_.bindings, scalars)); !done)
     return tl::unexpected<Error>(std::move(done).error().context(e_.device(c->device).name() + ": " + c->segment.name));
   book(*c, layer, n, n_slots, begin, Clock::now(), cpu_ns);
 
@@ -169,9 +169,10 @@ Result<> SegmentRunner::fetch_to_host(Port p) {
   const auto space = static_cast<size_t>(__builtin_ctz(a.valid));
   const uint64_t bytes = p == Port::logits || p == Port::norm ? a.bytes : used_bytes(a);
   const int64_t begin = clock();
-  FTH_RETURN_IF_ERROR(s_.act_buffers[e_.space_owner[space]].read(a.offset, s_.activations.data() + a.offset, bytes));
+  const size_t owner = e_.space_owner[space];
+  FTH_RETURN_IF_ERROR(e_.blame(owner, s_.act_buffers[owner].read(a.offset, s_.activations.data() + a.offset, bytes)));
   s_.stats.copied_bytes += bytes;
-  note(EventKind::copy, "copy to host", begin, -1, e_.space_owner[space], bytes);
+  note(EventKind::copy, "copy to host", begin, -1, owner, bytes);
   a.valid |= 1u;
   return {};
 }
@@ -183,7 +184,7 @@ Result<> SegmentRunner::make_valid(Port p, size_t space, size_t device) {
   if (space == 0) return {};
   const uint64_t bytes = used_bytes(a);
   const int64_t begin = clock();
-  FTH_RETURN_IF_ERROR(s_.act_buffers[device].write(a.offset, s_.activations.data() + a.offset, bytes));
+  FTH_RETURN_IF_ERROR(e_.blame(device, s_.act_buffers[device].write(a.offset, s_.activations.data() + a.offset, bytes)));
   s_.stats.copied_bytes += bytes;
   note(EventKind::copy, "copy to device", begin, -1, device, bytes);
   a.valid |= 1u << space;

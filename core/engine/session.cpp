@@ -86,53 +86,63 @@ uint64_t activation_bytes(const Engine::Impl& engine) {
 Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine) {
   auto s = std::make_unique<Impl>();
   s->engine = &engine;
-  const auto devices = engine.background.lock();
-  const Config& c = engine.model->config;
-  FTH_ASSIGN_OR_RETURN(s->activations, HostBlock::allocate(lay_out(c, engine.shapes.max_bucket, &s->areas), "activations"));
-  const auto used = [&](size_t d) {
-    return std::any_of(engine.plan.placements.begin(), engine.plan.placements.end(), [d](const Placement& p) { return p.device == d; });
-  };
-  for (size_t d = 0; d < engine.registry->devices().size(); ++d) {
-    Buffer buffer;
-    if (engine.device(d).reads_host_memory()) {
-      FTH_ASSIGN_OR_RETURN(buffer, engine.device(d).import_host(s->activations.data(), s->activations.bytes()));
-    } else if (used(d)) {
-      FTH_ASSIGN_OR_RETURN(buffer, engine.device(d).alloc(s->activations.bytes()));
-    }
-    s->act_buffers.push_back(std::move(buffer));
-  }
-  int64_t n_paged = 0;
+  s->generation = engine.generation;
+  FTH_ASSIGN_OR_RETURN(s->activations,
+                       HostBlock::allocate(lay_out(engine.model->config, engine.shapes.max_bucket, &s->areas), "activations"));
   if (engine.kv_pages.n_layers > 0) {
     FTH_ASSIGN_OR_RETURN(s->pages, KvPages::open(engine.kv_pages, engine.options.kv.directory, engine.options.stream.reader));
     const std::span<std::byte> memory = s->pages->memory();
     FTH_ASSIGN_OR_RETURN(s->page_memory, engine.device(0).import_host(memory.data(), memory.size()));
   }
+  FTH_RETURN_IF_ERROR(s->make_memory());
+  return s;
+}
+
+Result<> Session::Impl::make_memory() {
+  Engine::Impl& e = *engine;
+  const Config& c = e.model->config;
+  const auto devices = e.background.lock();
+  act_buffers.resize(e.registry->devices().size());
+  for (size_t d = 0; d < act_buffers.size(); ++d) {
+    const bool used = std::any_of(e.plan.placements.begin(), e.plan.placements.end(), [d](const Placement& p) { return p.device == d; });
+    if (e.registry->devices()[d].check.wrong || !(used || e.device(d).reads_host_memory())) {
+      act_buffers[d] = {};
+    } else if (!act_buffers[d]) {
+      const bool imports = e.device(d).reads_host_memory();
+      FTH_ASSIGN_OR_RETURN(act_buffers[d], e.blame(d, imports ? e.device(d).import_host(activations.data(), activations.bytes())
+                                                              : e.device(d).alloc(activations.bytes())));
+    }
+  }
+  int64_t n_paged = 0;
+  caches.resize(static_cast<size_t>(c.n_layer));
   for (int64_t layer = 0; layer < c.n_layer; ++layer) {
-    LayerCache cache;
-    if (kv_in_pages(engine.model->layers[static_cast<size_t>(layer)], engine.shapes)) {
+    LayerCache& cache = caches[static_cast<size_t>(layer)];
+    if (kv_in_pages(e.model->layers[static_cast<size_t>(layer)], e.shapes)) {
       cache.paged = n_paged++;
-      cache.cells = engine.kv_pages.n_pages * engine.kv_pages.page_cells;
-      s->caches.push_back(std::move(cache));
+      cache.cells = e.kv_pages.n_pages * e.kv_pages.page_cells;
       continue;
     }
-    cache.cells = kv_cells(engine.model->layers[static_cast<size_t>(layer)], engine.shapes);
-    const uint64_t bytes = static_cast<uint64_t>(cache.cells) * row_bytes(engine.shapes.kv_dtype, c.n_head_kv * c.head_dim);
-    Device& device = engine.device(engine.device_for(SegmentKind::attention, layer));
+    const size_t d = e.device_for(SegmentKind::attention, layer);
+    if (cache.k && cache.v && cache.device == d) continue;
+    cache = {};
+    cache.device = d;
+    cache.cells = kv_cells(e.model->layers[static_cast<size_t>(layer)], e.shapes);
+    const uint64_t bytes = static_cast<uint64_t>(cache.cells) * row_bytes(e.shapes.kv_dtype, c.n_head_kv * c.head_dim);
+    Device& device = e.device(d);
     if (device.reads_host_memory()) {
       FTH_ASSIGN_OR_RETURN(cache.block, HostBlock::allocate(2 * align_up(bytes, 4096), "KV cache"));
-      FTH_ASSIGN_OR_RETURN(cache.k, device.import_host(cache.block.data(), bytes));
-      FTH_ASSIGN_OR_RETURN(cache.v, device.import_host(cache.block.data() + align_up(bytes, 4096), bytes));
-      if (engine.starts_on_cpu(engine.device_for(SegmentKind::attention, layer))) {
-        FTH_ASSIGN_OR_RETURN(cache.cpu_k, engine.device(0).import_host(cache.block.data(), bytes));
-        FTH_ASSIGN_OR_RETURN(cache.cpu_v, engine.device(0).import_host(cache.block.data() + align_up(bytes, 4096), bytes));
+      FTH_ASSIGN_OR_RETURN(cache.k, e.blame(d, device.import_host(cache.block.data(), bytes)));
+      FTH_ASSIGN_OR_RETURN(cache.v, e.blame(d, device.import_host(cache.block.data() + align_up(bytes, 4096), bytes)));
+      if (e.starts_on_cpu(d)) {
+        FTH_ASSIGN_OR_RETURN(cache.cpu_k, e.device(0).import_host(cache.block.data(), bytes));
+        FTH_ASSIGN_OR_RETURN(cache.cpu_v, e.device(0).import_host(cache.block.data() + align_up(bytes, 4096), bytes));
       }
     } else {
-      FTH_ASSIGN_OR_RETURN(cache.k, device.alloc(bytes));
-      FTH_ASSIGN_OR_RETURN(cache.v, device.alloc(bytes));
+      FTH_ASSIGN_OR_RETURN(cache.k, e.blame(d, device.alloc(bytes)));
+      FTH_ASSIGN_OR_RETURN(cache.v, e.blame(d, device.alloc(bytes)));
     }
-    s->caches.push_back(std::move(cache));
   }
-  return s;
+  return {};
 }
 
 IoStats& IoStats::operator+=(const IoStats& o) {
@@ -183,7 +193,7 @@ Result<std::span<const float>> Session::prefill(std::span<const int32_t> ids, co
   for (int64_t done = 0; done < total;) {
     const int64_t n = std::min(s.engine->options.ubatch, total - done);
     const auto part = ids.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
-    FTH_RETURN_IF_ERROR(step(s, part, n_past(), done + n == total ? Want::last_logits : Want::nothing, {}));
+    FTH_RETURN_IF_ERROR(s.run_step(part, done + n == total ? Want::last_logits : Want::nothing, {}));
     s.tokens.insert(s.tokens.end(), part.begin(), part.end());
     done += n;
     s.stats.prompt_tokens += n;
@@ -205,7 +215,7 @@ Result<std::span<const float>> Session::decode(int32_t id) {
   {
     const Booked booked(s.engine->store.get(), token.io);
     const auto begin = Clock::now();
-    FTH_ASSIGN_OR_RETURN(bytes, step(s, {&id, 1}, n_past(), Want::last_logits, {}));
+    FTH_ASSIGN_OR_RETURN(bytes, s.run_step({&id, 1}, Want::last_logits, {}));
     token.seconds = seconds_since(begin);
   }
   s.tokens.push_back(id);
@@ -227,7 +237,7 @@ Result<> Session::prefill_all(std::span<const int32_t> ids, const OnRows& on_row
   for (size_t done = 0; done < ids.size();) {
     const size_t n = std::min(static_cast<size_t>(s.engine->options.ubatch), ids.size() - done);
     const auto part = ids.subspan(done, n);
-    FTH_RETURN_IF_ERROR(step(s, part, n_past(), Want::all_logits, on_rows));
+    FTH_RETURN_IF_ERROR(s.run_step(part, Want::all_logits, on_rows));
     s.tokens.insert(s.tokens.end(), part.begin(), part.end());
     done += n;
     s.stats.prompt_tokens += static_cast<int64_t>(n);

@@ -136,8 +136,14 @@ Result<> Engine::Impl::make_streamed() {
   o.direct = options.stream.direct;
   o.verify = options.stream.verify;
   if (plan.tier_slots > 0) {
-    FTH_ASSIGN_OR_RETURN(Buffer buffer, device(plan.tier_device).alloc(static_cast<uint64_t>(plan.tier_slots) * slot));
-    o.tier = std::make_shared<DeviceTier>(device(plan.tier_device).name(), std::move(buffer), slot);
+    const std::string name = device(plan.tier_device).name();
+    auto buffer = device(plan.tier_device).alloc(static_cast<uint64_t>(plan.tier_slots) * slot);
+    if (buffer) {
+      o.tier = std::make_shared<DeviceTier>(name, std::move(*buffer), slot);
+    } else {
+      plan.tier_slots = 0;
+      plan.notes.push_back("no experts are kept on " + name + ": " + buffer.error().message);
+    }
   }
   FTH_ASSIGN_OR_RETURN(store, ExpertStore::open(std::move(source), o));
   const std::span<std::byte> memory = store->memory();

@@ -161,6 +161,7 @@ class Planner {
       p.layer = segments_[s].layer;
       p.device = choice_[s];
       p.seconds = segments_[s].cost[choice_[s]].seconds;
+      p.measured = segments_[s].cost[choice_[s]].measured;
       p.runner_up = p.device;
       p.runner_up_seconds = p.seconds;
       double best = kInfinity;
@@ -187,8 +188,11 @@ class Planner {
 
  private:
   Result<size_t> device_index(const std::string& wanted) const {
-    for (size_t d = 0; d < devices_.size(); ++d)
-      if (devices_[d].name == wanted) return d;
+    for (size_t d = 0; d < devices_.size(); ++d) {
+      if (devices_[d].name != wanted) continue;
+      if (devices_[d].wrong) return fail(Code::unavailable, wanted + " must not be used: " + devices_[d].refusal);
+      return d;
+    }
     return fail(Code::invalid_argument, "no device named \"" + wanted + "\"; there are: " + known_devices(devices_));
   }
 

@@ -19,6 +19,7 @@ struct PlanDevice {
   uint64_t memory_bytes = 0;         // its own memory that may be used; ignored with host_memory
   double copy_bytes_per_second = 0;  // host <-> device; ignored with host_memory
   std::string refusal;               // not empty: listed, never chosen
+  bool wrong = false;                // it computes wrong or has failed: refused even when it is named
 };
 
 // One row of work: a segment of the model for a number of tokens. Layers of the same shape share a kind.
@@ -30,6 +31,7 @@ struct SegmentCost {  // on one device
   bool supported = false;
   std::string reason;  // when not supported
   double seconds = 0;
+  bool measured = false;    // seconds is what runs took, not the device's own estimate
   double step_seconds = 0;  // for one prefill step of PlanOptions::ubatch tokens; 0 for the head, which runs for the last one only
   uint64_t workspace_bytes = 0;
   uint64_t resident_bytes = 0;
@@ -75,6 +77,7 @@ struct Placement {
   int64_t layer = -1;
   size_t device = 0;
   double seconds = 0;
+  bool measured = false;
   size_t runner_up = 0;  // equal to device when there is none
   double runner_up_seconds = 0;
 };

@@ -11,6 +11,7 @@
 #include "tools/cli/kernel_tables.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
+#include "tools/cli/placements.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/report.h"
 #include "tools/cli/roofline.h"
@@ -24,14 +25,17 @@ constexpr std::string_view kHelp =
     "measured memory bandwidth, peak memory, and how far the plan's prediction was off. Each repetition starts with an empty context.\n"
     "The tokens are pseudo-random and the same every time, or come from a file: its first part is the prompt, the rest is decoded.\n\n"
     "  forethought bench -m model.gguf\n"
+    "  forethought bench -m model.gguf --placements\n"
     "  forethought bench -m model.gguf --pp 128,512 --tg 128 -r 3 --json\n";
+
+constexpr const char *kDefaultPp = "512", *kDefaultTg = "128";
 
 struct BenchFlags : CommonFlags {
   EngineFlags engine;
   WarmFlags warm{.set = "off", .task = {}, .pin = 0};
-  std::string pp = "512", tg = "128", tokens;
+  std::string pp = kDefaultPp, tg = kDefaultTg, tokens;
   int64_t repetitions = 5, warmup = 1;
-  bool markdown = false, csv = false, roofline = false;
+  bool markdown = false, csv = false, roofline = false, placements = false, software = false;
 };
 
 void describe(BenchFlags& f, po::options_description& options) {
@@ -42,8 +46,11 @@ void describe(BenchFlags& f, po::options_description& options) {
       ("warmup", po::value(&f.warmup)->value_name("N"), "repetitions before that, not counted (default: 1)")                           //
       ("tokens", po::value(&f.tokens)->value_name("FILE"), "token ids to use; --tg tokens after the first --pp, in the same context")  //
       ("roofline", po::bool_switch(&f.roofline), "bytes, operations and shares of the machine's measured peaks by kind of segment")    //
-      ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                                                   //
-      ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                                                 //
+      ("placements", po::bool_switch(&f.placements),
+       "run the CPU alone, each device alone, mixtures and the chosen plan, in turn (--pp 128 --tg 32 unless given)")  //
+      ("software-devices", po::bool_switch(&f.software), "with --placements: software devices, too")                   //
+      ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                                   //
+      ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                                 //
       ;
   add_engine(f.engine, options);
   add_warm(f.warm, options);
@@ -245,6 +252,13 @@ Result<int> run(BenchFlags& f) {
   FTH_RETURN_IF_ERROR(take_positional_model(f, f.engine));
   if (f.repetitions < 1 || f.warmup < 0) return fail(Code::invalid_argument, "-r must be 1 or more and --warmup 0 or more");
   if (int{f.json} + int{f.markdown} + int{f.csv} > 1) return fail(Code::invalid_argument, "use one of --json, --md and --csv");
+  if (f.placements) {
+    FTH_ASSIGN_OR_RETURN(const auto pp, parse_counts("--pp", f.pp == kDefaultPp ? "128" : f.pp));
+    FTH_ASSIGN_OR_RETURN(const auto tg, parse_counts("--tg", f.tg == kDefaultTg ? "32" : f.tg));
+    if (pp.size() != 1 || tg.size() != 1) return fail(Code::invalid_argument, "--placements: --pp and --tg must be one number each");
+    return bench_placements(f.engine, f, {pp[0], tg[0], f.repetitions, f.software, f.markdown, f.csv});
+  }
+  if (f.software) return fail(Code::invalid_argument, "--software-devices goes with --placements");
   FTH_RETURN_IF_ERROR(check_warm(f.warm));
   FTH_RETURN_IF_ERROR(parse_counts("--pp", f.pp));
   FTH_RETURN_IF_ERROR(parse_counts("--tg", f.tg));

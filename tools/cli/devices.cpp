@@ -24,7 +24,8 @@ struct DevicesFlags : CommonFlags {
 
 void describe(DevicesFlags& f, po::options_description& options) {
   add_devices(f.devices, options);
-  options.add_options()("refresh", po::bool_switch(&f.refresh), "measure the memory bandwidth again");
+  options.add_options()("refresh", po::bool_switch(&f.refresh),
+                        "test and measure again what is kept: every device, and the memory bandwidth");
   add_common(f, options, "print one JSON object");
 }
 
@@ -39,7 +40,12 @@ std::string_view kind_name(uint32_t kind) {
 
 std::string description(const fth_device_info& info) { return {info.description, strnlen(info.description, sizeof info.description)}; }
 
-std::string devices_text(Registry& registry, const MachineProfile& profile, const Log& log, bool verbose) {
+const SelfTest* tested(Registry& registry, const DeviceChecks& checks, const DeviceEntry& entry) {
+  const BackendReport& backend = registry.backends()[entry.backend];
+  return backend.path.empty() ? nullptr : checks.tested(backend, entry.index);
+}
+
+std::string devices_text(Registry& registry, const DeviceChecks& checks, const MachineProfile& profile, const Log& log, bool verbose) {
   const auto lines = log.lines();
   std::string out = "devices\n";
   bool accelerator = false;
@@ -58,7 +64,8 @@ std::string devices_text(Registry& registry, const MachineProfile& profile, cons
       for (const KernelSet& k : kernel_sets(whole_description(description(info), lines)))
         out += "      --cpu-isa " + printable(k.name) + (k.used ? ": in use" : k.runs ? ": runs here" : ": " + printable(k.reason)) + '\n';
     }
-    if (!entry.refusal.empty()) out += "      not chosen: " + printable(entry.refusal) + '\n';
+    if (const SelfTest* test = tested(registry, checks, entry)) out += "      self-test: " + self_test_text(*test) + '\n';
+    if (!entry.refusal.empty()) out += (entry.check.wrong ? "      refused: " : "      not chosen: ") + printable(entry.refusal) + '\n';
   }
   out += "\nbackends\n";
   for (const BackendReport& b : registry.backends()) {
@@ -84,7 +91,7 @@ std::string devices_text(Registry& registry, const MachineProfile& profile, cons
   return out;
 }
 
-boost::json::object devices_json(Registry& registry, const MachineProfile& profile, const Log& log) {
+boost::json::object devices_json(Registry& registry, const DeviceChecks& checks, const MachineProfile& profile, const Log& log) {
   boost::json::array devices, backends, searched;
   const auto lines = log.lines();
   for (const DeviceEntry& entry : registry.devices()) {
@@ -105,6 +112,7 @@ boost::json::object devices_json(Registry& registry, const MachineProfile& profi
                        {"flops_per_second", info.flops_per_second},
                        {"refusal", utf8_lossy(entry.refusal)}});
     if (!tables.empty()) devices.back().get_object()["isa"] = std::move(tables);
+    if (const SelfTest* test = tested(registry, checks, entry)) devices.back().get_object()["self_test"] = self_test_json(*test);
   }
   for (const BackendReport& b : registry.backends())
     backends.push_back({{"name", utf8_lossy(b.name)},
@@ -126,9 +134,12 @@ Result<int> run(DevicesFlags& f) {
   Log log(f);
   FTH_RETURN_IF_ERROR(registry_options(f.devices, {}, log));
   const MachineProfile profile = machine_profile(static_cast<uint32_t>(f.devices.threads), f.refresh ? Measure::anew : Measure::once);
-  FTH_ASSIGN_OR_RETURN(const RegistryOptions options, registry_options(f.devices, profile, log));
+  FTH_ASSIGN_OR_RETURN(RegistryOptions options, registry_options(f.devices, profile, log));
+  DeviceChecks checks({true, f.refresh, {}, options.n_threads, options.cpu_options});
+  FTH_ASSIGN_OR_RETURN(options, registry_options(f.devices, profile, log, &checks));
   FTH_ASSIGN_OR_RETURN(const auto registry, Registry::open(options));
-  FTH_RETURN_IF_ERROR(put(f.json ? json_text(devices_json(*registry, profile, log)) : devices_text(*registry, profile, log, f.verbose)));
+  FTH_RETURN_IF_ERROR(
+      put(f.json ? json_text(devices_json(*registry, checks, profile, log)) : devices_text(*registry, checks, profile, log, f.verbose)));
   return 0;
 }
 

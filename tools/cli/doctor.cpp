@@ -142,7 +142,9 @@ void check_io_uring(Checks& out) {
 
 Result<> check_devices(Checks& out, const DoctorFlags& f, const MachineProfile& profile) {
   Log log(f);
-  FTH_ASSIGN_OR_RETURN(const RegistryOptions options, registry_options(f.devices, profile, log));
+  FTH_ASSIGN_OR_RETURN(RegistryOptions options, registry_options(f.devices, profile, log));
+  DeviceChecks known({false, false, {}, options.n_threads, options.cpu_options});
+  FTH_ASSIGN_OR_RETURN(options, registry_options(f.devices, profile, log, &known));
   const auto registry = Registry::open(options);
   if (!registry) {
     out.push_back({Level::bad, "devices", registry.error().message, "`forethought devices` says what was looked for"});
@@ -158,7 +160,9 @@ Result<> check_devices(Checks& out, const DoctorFlags& f, const MachineProfile& 
     const std::string what = printable(std::string_view(info.description, strnlen(info.description, sizeof info.description)));
     const bool refused = !entry.refusal.empty();
     out.push_back({refused ? Level::warn : Level::ok, "device " + printable(entry.device.name()), refused ? printable(entry.refusal) : what,
-                   refused ? "--device " + printable(entry.device.name()) + " uses it all the same" : ""});
+                   entry.check.wrong ? "update its driver; `forethought devices --refresh` tests it again"
+                   : refused         ? "--device " + printable(entry.device.name()) + " uses it all the same"
+                                     : ""});
   }
   return {};
 }

@@ -37,7 +37,9 @@ void add_devices(DeviceFlags& flags, po::options_description& options) {
       ("cpus", value(&flags.cpus, "LIST"), "keep the threads on these CPUs, such as 0-3,8 (default: the scheduler places them)")  //
       ("cpu-only", po::bool_switch(&flags.cpu_only), "use the CPU alone; no plugin is opened")                                    //
       ("cpu-isa", value(&flags.cpu_isa, "NAME"), "force the CPU kernels of one instruction set; `devices -v` lists them")         //
-      ("plugin", value(&flags.plugins, "PATH"), "a plugin file, or a folder of them, to look at first (may be repeated)");
+      ("plugin", value(&flags.plugins, "PATH"), "a plugin file, or a folder of them, to look at first (may be repeated)")  //
+      ("device-option", value(&flags.device_options, "OPTION"),
+       "BACKEND:KEY=VALUE or BACKEND:INDEX:KEY=VALUE, an option of a device that its backend's page lists (may be repeated)");
 }
 
 void add_engine(EngineFlags& flags, po::options_description& options) {

@@ -24,7 +24,7 @@ struct DeviceFlags {
   int64_t threads = 0;
   bool cpu_only = false;
   std::string cpu_isa, cpus;
-  std::vector<std::string> plugins;
+  std::vector<std::string> plugins, device_options;
 };
 
 struct EngineFlags : DeviceFlags {

@@ -5,7 +5,9 @@
 #include <new>
 
 #include "tools/cli/command.h"
+#include "tools/cli/device_checks.h"
 #include "tools/cli/output.h"
+#include "tools/cli/segment_runs.h"
 
 namespace fth::cli {
 namespace {
@@ -39,6 +41,8 @@ Result<int> dispatch(std::vector<std::string> args) {
     FTH_RETURN_IF_ERROR(put("forethought " FTH_VERSION "\n"));
     return 0;
   }
+  if (args[0] == "self-test") return self_test_main({args.begin() + 1, args.end()});  // only this program starts it
+  if (args[0] == "measure-segments") return measure_segments_main({args.begin() + 1, args.end()});
   const Command* command = find_command(args[0]);
   if (command == nullptr) {
     std::string names;

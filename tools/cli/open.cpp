@@ -57,7 +57,55 @@ Result<std::vector<Override>> parse_overrides(const std::vector<std::string>& gi
   return out;
 }
 
-Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log) {
+namespace {
+
+// Compiled kernels are kept from run to run; what a person says of a device comes with it.
+Result<std::vector<DeviceOptions>> device_options(const DeviceFlags& flags) {
+  std::vector<DeviceOptions> out;
+  for (const std::string& given : flags.device_options) {
+    const auto bad = [&] {
+      return fail(Code::invalid_argument, "--device-option " + given +
+                                              ": write BACKEND:KEY=VALUE or BACKEND:INDEX:KEY=VALUE, such as "
+                                              "vulkan:0:subgroups=off");
+    };
+    const size_t equals = given.find('='), first = given.find(':');
+    if (first == 0 || first == std::string::npos || equals == std::string::npos || first > equals) return bad();
+    if (flags.cpu_only)
+      return fail(Code::invalid_argument, "--device-option and --cpu-only exclude each other: with --cpu-only no plugin is opened");
+    DeviceOptions option{given.substr(0, first), std::nullopt, given.substr(first + 1), true};
+    if (const size_t second = given.find(':', first + 1); second < equals) {
+      const std::string index = given.substr(first + 1, second - first - 1);
+      if (index.empty() || index.size() > 2 || index.find_first_not_of("0123456789") != std::string::npos) return bad();
+      option.index = static_cast<uint32_t>(std::stoul(index));
+      option.options = given.substr(second + 1);
+    }
+    if (option.options.find('=') == 0 || option.options.find(',') != std::string::npos) return bad();
+    out.push_back(std::move(option));
+  }
+  const std::filesystem::path folder = flags.cpu_only ? std::filesystem::path() : cache_folder();
+  std::error_code error;
+  if (folder.empty() || folder.string().find(',') != std::string::npos) return out;  // a comma ends an option
+  std::filesystem::create_directories(folder / "opencl", error);
+  if (error) return out;  // nothing is kept then
+  const auto said = [&](const std::string& backend, uint32_t index, std::string_view key) {
+    return std::any_of(out.begin(), out.end(), [&](const DeviceOptions& o) {
+      return o.backend == backend && o.index.value_or(index) == index && o.options.starts_with(std::string(key) + "=");
+    });
+  };
+  constexpr uint32_t kMost = 8;  // devices of a backend with a file of their own
+  std::vector<DeviceOptions> kept;
+  for (uint32_t i = 0; i < kMost; ++i) {
+    if (!said("vulkan", i, "pipeline_cache"))
+      kept.push_back({"vulkan", i, "pipeline_cache=" + (folder / text("vulkan-%u.pipelines", i)).string(), false});
+    if (!said("opencl", i, "program_cache")) kept.push_back({"opencl", i, "program_cache=" + (folder / "opencl").string(), false});
+  }
+  out.insert(out.end(), kept.begin(), kept.end());
+  return out;
+}
+
+}  // namespace
+
+Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log, DeviceChecks* checks) {
   RegistryOptions out;
   if (flags.threads < 0 || flags.threads > 1024)
     return fail(Code::invalid_argument, text("--threads %lld: must be 1 to 1024", static_cast<long long>(flags.threads)));
@@ -86,6 +134,13 @@ Result<RegistryOptions> registry_options(const DeviceFlags& flags, const Machine
   }
   if (profile.bytes_per_second > 0) out.cpu_options = text("bytes_per_second=%.6g", profile.bytes_per_second);
   if (!flags.cpu_isa.empty()) out.cpu_options += (out.cpu_options.empty() ? "isa=" : ",isa=") + flags.cpu_isa;
+  FTH_ASSIGN_OR_RETURN(out.device_options, device_options(flags));
+  if (checks != nullptr) {
+    out.admit = [checks](const std::filesystem::path& file) { return checks->admit(file); };
+    out.check = [checks](const BackendReport& backend, uint32_t index, const Device& device) {
+      return checks->check(backend, index, device);
+    };
+  }
   out.log = &Log::receive;
   out.log_self = &log;
   return out;
@@ -93,10 +148,10 @@ Result<RegistryOptions> registry_options(const DeviceFlags& flags, const Machine
 
 namespace {
 
-Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProfile& profile, Log& log) {
+Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProfile& profile, Log& log, DeviceChecks* checks = nullptr) {
   EngineOptions out;
   FTH_ASSIGN_OR_RETURN(out.overrides, parse_overrides(flags.overrides));
-  FTH_ASSIGN_OR_RETURN(out.registry, registry_options(flags, profile, log));
+  FTH_ASSIGN_OR_RETURN(out.registry, registry_options(flags, profile, log, checks));
   if (flags.ctx < 0) return fail(Code::invalid_argument, text("--ctx %lld: must be positive", static_cast<long long>(flags.ctx)));
   if (flags.ubatch < 0 || flags.ubatch > 512)
     return fail(Code::invalid_argument, text("-ub %lld: must be 1 to 512", static_cast<long long>(flags.ubatch)));
@@ -211,6 +266,18 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
     say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
         out.profile.note);
   FTH_ASSIGN_OR_RETURN(auto options, engine_options(flags, out.profile, *out.log));
+  DeviceChecks::Options checking;
+  checking.threads = options.registry.n_threads;
+  checking.cpu_options = options.registry.cpu_options;
+  if (!options.device.empty()) checking.named.push_back(options.device);
+  for (const PlacementRule& rule : options.rules) checking.named.push_back(rule.device);
+  out.checks = std::make_unique<DeviceChecks>(std::move(checking));
+  FTH_ASSIGN_OR_RETURN(options, engine_options(flags, out.profile, *out.log, out.checks.get()));
+  out.runs = std::make_unique<SegmentRuns>(options.registry.n_threads, options.registry.cpu_options,
+                                           options.device.empty() && options.rules.empty() ? IfUnknown::measure : IfUnknown::leave);
+  options.measure = [runs = out.runs.get()](const Registry& registry, size_t device, std::span<const fth_segment> segments) {
+    return runs->seconds(registry, device, segments);
+  };
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
   options.expert_times = kept_expert_times();

@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "core/engine/engine.h"
+#include "tools/cli/device_checks.h"
 #include "tools/cli/flags.h"
 #include "tools/cli/machine_profile.h"
+#include "tools/cli/segment_runs.h"
 #include "tools/cli/storage_profile.h"
 
 namespace fth::cli {
@@ -34,11 +36,13 @@ Result<std::filesystem::path> find_model(const std::string& given);
 // "3.5GB/s", bytes per second.
 Result<double> parse_speed(std::string_view option, std::string_view speed);
 Result<std::vector<Override>> parse_overrides(const std::vector<std::string>& given);
-// `log` must outlive the registry.
-Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log);
+// `log` and `checks` must outlive the registry; with null checks no device is tested.
+Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log, DeviceChecks* checks = nullptr);
 
 struct Opened {
   std::unique_ptr<Log> log;  // first: the engine's devices write to it until they are gone
+  std::unique_ptr<DeviceChecks> checks;
+  std::unique_ptr<SegmentRuns> runs;
   MachineProfile profile;
   std::filesystem::path model;
   StorageProfile storage;  // of the model's disk; measured when experts may have to be streamed

@@ -119,12 +119,13 @@ std::string plan_text(const Opened& opened, const Expected& expected) {
          text("context %lld, ubatch %lld\n\n", static_cast<long long>(engine.options().n_ctx),
               static_cast<long long>(engine.options().ubatch));
 
-  Table where("lllrl", {"segment", "layers", "device", "time", "runner-up"});
+  Table where("lllrll", {"segment", "layers", "device", "time", "runner-up", "time is"});
   for (const Group& g : groups(plan)) {
     const bool alone = g.first->runner_up == g.first->device;
     where.row({std::string(name(g.first->kind)), g.first->layer < 0 ? "" : ranges(g.layers), plan.devices[g.first->device].name,
                micros(g.seconds) + (g.layers.size() > 1 ? text(" (%zu x)", g.layers.size()) : ""),
-               alone ? "none" : plan.devices[g.first->runner_up].name + ", " + micros(g.runner_up_seconds)});
+               alone ? "none" : plan.devices[g.first->runner_up].name + ", " + micros(g.runner_up_seconds),
+               g.first->measured ? "measured" : "estimated"});
   }
   out += where.plain() + '\n';
 
@@ -182,11 +183,9 @@ boost::json::object plan_json(const Opened& opened, const Expected& expected) {
                        {"copy_bytes_per_second", d.copy_bytes_per_second},
                        {"refusal", utf8_lossy(d.refusal)}});
   for (const Placement& p : plan.placements) {
-    boost::json::object placement{{"segment", p.segment},
-                                  {"kind", name(p.kind)},
-                                  {"layer", p.layer},
-                                  {"device", plan.devices[p.device].name},
-                                  {"seconds", p.seconds}};
+    boost::json::object placement{{"segment", p.segment}, {"kind", name(p.kind)},
+                                  {"layer", p.layer},     {"device", plan.devices[p.device].name},
+                                  {"seconds", p.seconds}, {"measured", p.measured}};
     if (p.runner_up != p.device) {
       placement["runner_up"] = plan.devices[p.runner_up].name;
       placement["runner_up_seconds"] = p.runner_up_seconds;

@@ -112,6 +112,7 @@ class Profiler {
     flags.device.clear();
     flags.places.clear();
     flags.plugins.clear();
+    flags.device_options.clear();
     return flags;
   }
 

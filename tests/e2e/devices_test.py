@@ -1,0 +1,207 @@
+"""Devices from the outside: self-tests and what is kept of them, plugins that lie, crash, hang or die, options of devices, figures that plans rest on.
+
+The faulty plugin is the cpu backend behind two devices that fail as FTH_FAULT or their options say (tests/engine/faulty_backend.cpp).
+"""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+import unittest
+
+from program import BAD_DEVICE, DONE, TINY, USAGE, measured_cache, program_path
+
+BUILD = pathlib.Path(os.environ["FTH_BUILD_DIR"])
+FAULTY = BUILD / "tests/plugins/libfth_faulty.so"
+PROMPT = "Translate to German: The old teacher buys a red car."
+REPLY = "Der alte Lehrer kauft ein rotes Auto."
+
+
+class Devices(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        # A program of its own: the plugins beside the build's are other tests' business.
+        self.program = pathlib.Path(self.folder.name) / "forethought"
+        shutil.copy(program_path(), self.program)
+        self.cache = pathlib.Path(self.folder.name) / "cache"
+        measured_cache(self.cache)
+
+    def run_it(self, *args, fault="", plugin=FAULTY, **env):
+        done = subprocess.run([self.program, *map(str, args), *(["--plugin", plugin] if plugin else [])], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=200,
+                              env={**os.environ, "XDG_CACHE_HOME": str(self.cache), "FTH_FAULT": fault, **env})
+        self.assertGreaterEqual(done.returncode, 0, done.stderr)
+        return done
+
+    def devices(self, *args, **more):
+        done = self.run_it("devices", "--json", *args, **more)
+        self.assertEqual(done.returncode, DONE, done.stderr)
+        found = json.loads(done.stdout)
+        return {d["name"]: d for d in found["devices"]}, {b["name"]: b for b in found["backends"]}
+
+    def answers(self, *args, **more):
+        done = self.run_it("run", "-m", TINY, "-p", PROMPT, *args, **more)
+        self.assertEqual(done.returncode, DONE, done.stderr)
+        self.assertEqual(done.stdout.strip(), REPLY)
+        return done.stderr
+
+    def test_both_devices_of_a_kind_are_tested_and_kept(self):
+        found, _ = self.devices()
+        for name in ("faulty:0", "faulty:1"):
+            test = found[name]["self_test"]
+            self.assertEqual((test["n_run"], test["failure"]), (test["n_cases"], ""))
+            for times in (test["times"], test["cpu"]):
+                self.assertGreater(times["batch_s"], times["launch_s"])
+            self.assertGreater(test["times"]["write_bytes_per_second"], 1e6)
+        self.assertNotIn("self_test", found["cpu"])
+        kept = self.cache / "forethought/devices.json"
+        rows = json.loads(kept.read_text())["plugins"]
+        self.assertEqual([row["file"] for row in rows], [str(FAULTY)])
+        # What is kept is believed, until it is asked to be refreshed.
+        kept.write_text(kept.read_text().replace('"failure": ""', '"failure": "edited"'))
+        self.assertEqual(self.devices()[1]["faulty"]["reason"], "edited")
+        self.assertEqual(self.devices("--refresh")[1]["faulty"]["reason"], "")
+        # Damaged: as if there were nothing.
+        for damage in ("{", '{"plugins": [1, {"file": 3}, {"devices": [{"index": -1}]}]}', '{"plugins": {}}'):
+            kept.write_text(damage)
+            self.assertEqual(self.devices()[0]["faulty:0"]["self_test"]["failure"], "")
+
+    def test_a_new_plugin_file_is_tested_again(self):
+        plugin = pathlib.Path(self.folder.name) / "libfth_faulty.so"
+        shutil.copy(FAULTY, plugin)
+        self.assertEqual(self.devices(plugin=plugin)[0]["faulty:0"]["refusal"], "")
+        os.utime(plugin, (1, 1))  # another file, as far as anybody can tell
+        found, _ = self.devices(plugin=plugin, fault="lie")
+        self.assertIn("self-test failed", found["faulty:0"]["refusal"])
+
+    def test_a_device_that_computes_wrong_is_refused_even_when_named(self):
+        found, _ = self.devices(fault="lie")
+        for word in ("self-test failed: rms_norm", "expected"):
+            self.assertIn(word, found["faulty:0"]["refusal"])
+        self.assertIn("self-test failed", self.answers("-v", fault="lie"))
+        for args in (("--device", "faulty:0"), ("--place", "head=faulty:1")):
+            done = self.run_it("run", "-m", TINY, "-p", PROMPT, *args, fault="lie")
+            self.assertEqual(done.returncode, BAD_DEVICE)
+            self.assertIn("must not be used: self-test failed", done.stderr)
+
+    def test_a_slow_device_is_listed_and_not_chosen(self):
+        found, _ = self.devices(fault="slow")
+        self.assertIn("slower than the CPU: a product of 2048 x 2048", found["faulty:0"]["refusal"])
+        self.assertNotIn("faulty:0  attention", self.answers("-v", fault="slow"))
+        self.assertIn("faulty:0  attention", self.answers("-v", "--device", "faulty:0", fault="slow"))
+
+    def test_plugins_that_end_their_process_are_never_loaded(self):
+        for fault, word in (("abort", "SIGABRT"), ("segv", "SIGSEGV"), ("kill", "SIGKILL"), ("abort-at-load", "SIGABRT")):
+            _, backends = self.devices("--refresh", fault=fault)
+            self.assertFalse(backends["faulty"]["loaded"])
+            if fault not in ("segv", "abort") or word in backends["faulty"]["reason"]:  # a sanitizer turns these into an exit code
+                self.assertIn(f"its self-test ended with {word}", backends["faulty"]["reason"])
+            self.assertIn("ended with", backends["faulty"]["reason"])
+            self.answers(fault=fault)
+
+    def test_errors_and_exceptions_in_the_self_test(self):
+        for fault, word in (("oom", "out of memory in submit"), ("throw", "threw an exception through the boundary: unguarded")):
+            found, _ = self.devices("--refresh", fault=fault)
+            self.assertIn(word, found["faulty:1"]["refusal"])
+            self.answers(fault=fault)
+
+    def test_a_self_test_that_hangs_is_ended(self):
+        begin = time.monotonic()
+        _, backends = self.devices(fault="hang", FORETHOUGHT_SELF_TEST_SECONDS="3")
+        self.assertLess(time.monotonic() - begin, 60)
+        self.assertIn("did not end within 3 s", backends["faulty"]["reason"])
+
+    def test_a_device_that_fails_while_it_is_in_use(self):
+        for fail in ("alloc:9", "compile:2", "submit:30", "lost:17", "throw:25", "read:20"):
+            said = self.answers("--device", "faulty:1", "--device-option", f"faulty:1:fail={fail}")
+            self.assertIn("faulty:1 failed: ", said)
+            self.assertIn("run on cpu from here on", said)
+
+    def test_a_plugin_that_is_gone(self):
+        done = self.run_it("devices", "--json", plugin=pathlib.Path(self.folder.name) / "libfth_gone.so")
+        self.assertEqual(done.returncode, DONE)
+        self.assertIn("No such file", done.stdout)
+
+    def test_options_of_devices(self):
+        for option, code, word in (("faulty:0:turbo=1", USAGE, "the one option is fail"), ("nobody:a=b", USAGE, "no backend nobody"),
+                                   ("faulty", USAGE, "write BACKEND:KEY=VALUE"), ("faulty:x:y=1", USAGE, "write BACKEND:KEY=VALUE")):
+            done = self.run_it("run", "-m", TINY, "-p", PROMPT, "--device-option", option)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertIn(word, done.stderr)
+
+    def test_cpu_only_opens_no_plugin_and_runs_no_self_test(self):
+        trace = pathlib.Path(self.folder.name) / "calls"
+        tool = ["strace", "-f", "-e", "trace=openat,open,execve", "-o", trace]
+        if shutil.which("strace") is None or subprocess.run([*tool, "true"], capture_output=True).returncode != 0:
+            self.skipTest("strace is not there or may not trace")
+        for folder in ("plugins",):
+            (pathlib.Path(self.folder.name) / folder).mkdir()
+            shutil.copy(FAULTY, pathlib.Path(self.folder.name) / folder)
+        done = subprocess.run([*tool, self.program, "run", "-m", TINY, "-p", PROMPT, "--cpu-only"], stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=200, env={**os.environ, "XDG_CACHE_HOME": str(self.cache),
+                                                           "FORETHOUGHT_PLUGIN_PATH": str(FAULTY.parent)})
+        self.assertEqual(done.returncode, DONE, done.stderr)
+        calls = trace.read_text()
+        self.assertIn("tiny-smallthinker", calls)
+        self.assertNotIn("libfth_", calls)
+        self.assertEqual(calls.count("execve("), 1)
+
+    def test_a_missing_device_says_which_exist(self):
+        done = self.run_it("run", "-m", TINY, "-p", PROMPT, "--device", "vulkan:7")
+        self.assertEqual(done.returncode, USAGE)
+        self.assertIn("there are: cpu, faulty:0, faulty:1", done.stderr)
+
+    def test_plans_rest_on_measured_runs(self):
+        plan = json.loads(self.run_it("plan", "-m", TINY, "--json").stdout)
+        by_kind = {p["kind"]: p for p in plan["placements"]}
+        self.assertTrue(by_kind["attention"]["measured"])
+        self.assertTrue(by_kind["head"]["measured"])
+        self.assertFalse(by_kind["experts"]["measured"])
+        kept = self.cache / "forethought/segments.json"
+        rows = json.loads(kept.read_text())
+        self.assertGreaterEqual(len({row["device"] for row in rows["runs"]}), 3)
+        # The device's word counts for nothing against what is kept: with its runs a thousand times as fast, the work goes there; a thousand times slower, it stays.
+        for factor, there in ((1e-3, True), (1e3, False)):
+            changed = [{**row, "busy": False, "seconds": row["seconds"] * (factor if "fails when" in row["device"] else 1)} for row in rows["runs"]]
+            kept.write_text(json.dumps({"runs": changed}))
+            plan = json.loads(self.run_it("plan", "-m", TINY, "--json").stdout)
+            heads = next(p for p in plan["placements"] if p["kind"] == "head")
+            self.assertEqual(heads["device"] != "cpu", there, heads)
+        kept.write_text('{"runs": [{"device": "x"}, 4, {"shape": 1}]}')
+        self.answers()
+
+    def test_bench_runs_every_placement(self):
+        done = self.run_it("bench", "-m", TINY, "--placements", "--pp", "16", "--tg", "4", "-r", "1", "--json")
+        self.assertEqual(done.returncode, DONE, done.stderr)
+        result = json.loads(done.stdout)
+        rows = {row["placement"]: row for row in result["placements"]}
+        for name in ("cpu", "faulty:0", "attention on faulty:0", "head on faulty:1"):
+            self.assertIn(name, rows)
+        self.assertEqual(sum(row["chosen"] for row in rows.values()), 1)
+        for row in rows.values():
+            if not row["reason"]:
+                self.assertGreater(min(row["prompt_tok_s"], row["decode_tok_s"], row["expected_decode_tok_s"]), 0, row)
+        self.assertIn("chosen placement", result["verdict"])
+        self.assertEqual(self.run_it("bench", "-m", TINY, "--placements", "--device", "faulty:0").returncode, USAGE)
+
+    def test_what_drivers_compiled_is_kept_and_may_be_damaged(self):
+        for backend, pattern in (("vulkan", "vulkan-0.pipelines"), ("opencl", "opencl/*")):
+            plugin = BUILD / f"plugins/libfth_{backend}.so"
+            found = self.devices(plugin=plugin)[0] if plugin.exists() else {}
+            if f"{backend}:0" not in found:
+                print(f"no {backend} device here")
+                continue
+            self.answers("--device", f"{backend}:0", plugin=plugin)
+            kept = list((self.cache / "forethought").glob(pattern))
+            self.assertTrue(kept, f"{backend} keeps nothing")
+            for path in kept:
+                path.write_bytes(path.read_bytes()[:-5][::-1])
+            said = self.answers("--device", f"{backend}:0", plugin=plugin)
+            self.assertIn(f"{backend}:0  attention", said)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
