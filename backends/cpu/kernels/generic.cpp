@@ -251,6 +251,8 @@ const KernelTable kGeneric = {
     relu_mul,
     silu_mul,
     add,
+    mark_alive,
+    live_mul,
     f32_to_f16,
     f32_to_q8_0,
 };

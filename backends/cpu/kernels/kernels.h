@@ -97,6 +97,10 @@ struct KernelTable {
   void (*relu_mul)(int64_t n, const float* gate, const float* up, float* y);  // y may be gate or up
   void (*silu_mul)(int64_t n, const float* gate, const float* up, float* y);
   void (*add)(int64_t n, const float* a, const float* b, float* y);
+  // Neurons of ReGLU. A gate lives unless it is 0 or less (a NaN does): alive[i] becomes 1 where it lives, else stays. y is gate * up where it lives,
+  // else 0 whatever up holds; y may be gate or up.
+  void (*mark_alive)(int64_t n, const float* gate, uint8_t* alive);
+  void (*live_mul)(int64_t n, const float* gate, const float* up, float* y);
   void (*f32_to_f16)(int64_t n, const float* x, uint16_t* y);  // round to nearest even
   // Blocks of 32 values: d = max|x| / 127 rounded to f16, codes rounded to nearest even by the d before it was rounded. n % 32 == 0.
   void (*f32_to_q8_0)(int64_t n, const float* x, void* blocks);

@@ -71,6 +71,7 @@ inline __m256i four_of(const int8_t* a) { return _mm256_set1_epi32(load_as<int32
 // Nibbles only: eight steps of 2 * 15 * 127 fit int16.
 template <int C>
 inline void dot_unsigned(const uint8_t* w, const int8_t* const* a, I* dot) {
+#pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     const __m256i codes[2] = {load256(w + i * 64), load256(w + i * 64 + 32)};
     for (int c = 0; c < C; ++c) {
@@ -87,6 +88,7 @@ inline void dot_unsigned(const uint8_t* w, const int8_t* const* a, I* dot) {
 
 template <int C>
 inline void dot_signed(const uint8_t* w, const int8_t* const* a, I* dot) {
+#pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     const __m256i codes[2] = {load256(w + i * 64), load256(w + i * 64 + 32)};
     const __m256i magnitudes[2] = {_mm256_abs_epi8(codes[0]), _mm256_abs_epi8(codes[1])};
@@ -106,6 +108,7 @@ inline void dot_sub_scaled(const uint8_t* w, const int16_t* scales, const int8_t
   for (int h = 0; h < 2; ++h)  // each vector of rows by itself: with both, the sums do not fit the registers
     for (int part = 0; part < 2; ++part) {
       __m256i sum[C];
+#pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const __m256i codes = load256(w + (part * 4 + i) * 64 + h * 32), magnitudes = _mm256_abs_epi8(codes);
         for (int c = 0; c < C; ++c) {
@@ -122,7 +125,7 @@ inline void dot_sub_scaled(const uint8_t* w, const int16_t* scales, const int8_t
 }
 
 #include "backends/cpu/kernels/float.inc"
-#include "backends/cpu/kernels/attention.inc"
+#include "backends/cpu/kernels/float_attention.inc"
 #include "backends/cpu/kernels/quant.inc"
 #include "backends/cpu/kernels/table.inc"
 

@@ -187,10 +187,8 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
       for (int64_t c = 0; c < n_cols; ++c)
         run.kernels.silu_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
     } else {
-      std::array<uint8_t, kTileRows> alive{};  // by some row; a NaN lives: it must reach the output
-      for (int64_t c = 0; c < n_cols; ++c)
-        for (int64_t r = 0; r < n; ++r)
-          alive[static_cast<size_t>(r)] |= static_cast<uint8_t>(!(gate[static_cast<size_t>(c * kTileRows + r)] <= 0.0f));
+      std::array<uint8_t, kTileRows> alive{};  // by some row
+      for (int64_t c = 0; c < n_cols; ++c) run.kernels.mark_alive(n, gate.data() + c * kTileRows, alive.data());
       int64_t n_live = 0;
       for (int64_t r = 0; r < n; ++r) {
         live[static_cast<size_t>(n_live)] = static_cast<int32_t>(r);
@@ -199,8 +197,7 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
       if (n_live > 0) product(s.up, s.up_type, i, n_cols, up.data(), n_live == n ? nullptr : live.data(), n_live);
       // A dead neuron is exactly zero, whatever its up row says and whether or not a neighbour had that row computed.
       for (int64_t c = 0; c < n_cols; ++c)
-        for (size_t r = static_cast<size_t>(c * kTileRows); r < static_cast<size_t>(c * kTileRows + n); ++r)
-          gate[r] = gate[r] <= 0.0f ? 0.0f : gate[r] * up[r];
+        run.kernels.live_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
     }
     for (int64_t c = 0; c < n_cols; ++c) store_hidden(gate.data() + c * kTileRows, i + c, row0, n);
   }
