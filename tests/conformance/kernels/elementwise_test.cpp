@@ -350,6 +350,41 @@ TEST_P(Elementwise, AddAndReluMul) {
   for (const float v : u) EXPECT_TRUE(std::isnan(v));
 }
 
+TEST_P(Elementwise, DeadNeuronsAreZeroWhateverUpHolds) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  Rng rng(8);
+  for (const int64_t n : {1, 31, 32, 33, 100, 128}) {
+    std::vector<float> g = rng.normals(n), u = rng.normals(n);
+    std::vector<uint8_t> before(static_cast<size_t>(n));
+    for (size_t i = 0; i < g.size(); ++i) {
+      if (i % 5 == 0) g[i] = i % 2 ? 0.0f : -0.0f;
+      if (i % 7 == 3) g[i] = i % 2 ? nan : -inf;
+      if (!(g[i] > 0)) u[i] = i % 3 == 0 ? nan : i % 3 == 1 ? inf : u[i];
+      before[i] = i % 4 == 0;
+    }
+    Guarded product(static_cast<size_t>(n) * 4), alive(static_cast<size_t>(n));
+    std::memcpy(alive.data(), before.data(), before.size());
+    table().live_mul(n, g.data(), u.data(), product.floats());
+    table().mark_alive(n, g.data(), alive.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const float a = g[static_cast<size_t>(i)], b = u[static_cast<size_t>(i)];
+      const bool lives = !(a <= 0.0f);
+      EXPECT_EQ(alive.data()[i], before[static_cast<size_t>(i)] | uint8_t{lives}) << i;
+      if (std::isnan(a)) {
+        EXPECT_TRUE(std::isnan(product.floats()[i])) << i;
+      } else {
+        EXPECT_EQ(product.floats()[i], lives ? a * b : 0.0f) << i;
+      }
+    }
+    EXPECT_TRUE(product.front_intact() && alive.front_intact());
+    for (const bool into_gate : {true, false}) {
+      std::vector<float> gate = g, up = u;
+      table().live_mul(n, gate.data(), up.data(), into_gate ? gate.data() : up.data());
+      EXPECT_EQ(std::memcmp((into_gate ? gate : up).data(), product.data(), product.size()), 0);
+    }
+  }
+}
+
 // Its error is the exponential's: at most a few units in the last place over the whole range.
 TEST_P(Elementwise, SiluMulIsAccurate) {
   Rng rng(7);
