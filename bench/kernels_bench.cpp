@@ -91,12 +91,13 @@ void axpy(benchmark::State& state, const KernelTable* table, DType type) {
       benchmark::Counter(static_cast<double>(state.iterations()) * static_cast<double>(row) * 1e-9, benchmark::Counter::kIsRate);
 }
 
-void attention(benchmark::State& state, const KernelTable* table, DType type, int64_t n_pos, int64_t n_q) {
+// n_tokens tokens at the end of a context of n_pos.
+void attention(benchmark::State& state, const KernelTable* table, DType type, int64_t n_pos, int64_t n_q, int64_t n_tokens) {
   constexpr int64_t kHeadDim = 128;
   const uint64_t cell = row_bytes(type, kHeadDim);
   const std::vector<uint8_t>& kv = weights(cell * static_cast<uint64_t>(n_pos));
   const auto* const page = reinterpret_cast<const std::byte*>(kv.data());
-  std::vector<float> q(static_cast<size_t>(n_q * kHeadDim), 0.01f), y(q.size());
+  std::vector<float> q(static_cast<size_t>(n_tokens * n_q * kHeadDim), 0.01f), y(q.size());
   const AttentionArgs args{.q = q.data(),
                            .k = &page,
                            .v = &page,
@@ -104,10 +105,12 @@ void attention(benchmark::State& state, const KernelTable* table, DType type, in
                            .cell_bytes = cell,
                            .page_cells = n_pos,
                            .y = y.data(),
+                           .stride = n_q * kHeadDim,
                            .n_q = n_q,
                            .head_dim = kHeadDim,
-                           .first_pos = 0,
-                           .n_pos = n_pos,
+                           .pos = n_pos - n_tokens,
+                           .n_tokens = n_tokens,
+                           .window = 0,
                            .n_cells = n_pos,
                            .scale = 0.088f};
   const auto attend = type == DType::f16 ? table->attention_f16 : type == DType::f32 ? table->attention_f32 : table->attention_q8_0;
@@ -115,8 +118,9 @@ void attention(benchmark::State& state, const KernelTable* table, DType type, in
     attend(args);
     benchmark::DoNotOptimize(y.data());
   }
-  state.counters["GOP/s"] = benchmark::Counter(static_cast<double>(state.iterations()) * 4e-9 * static_cast<double>(n_pos * n_q * kHeadDim),
-                                               benchmark::Counter::kIsRate);
+  const double seen = static_cast<double>(n_tokens * (2 * n_pos - n_tokens + 1)) / 2;
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(static_cast<double>(state.iterations() * n_q * kHeadDim) * 4e-9 * seen, benchmark::Counter::kIsRate);
 }
 
 void elementwise(benchmark::State& state, const KernelTable* table, int which) {
@@ -153,10 +157,12 @@ void add_all() {
           }
       benchmark::RegisterBenchmark(("axpy/" + stem).c_str(), axpy, t, d)->UseRealTime();
     }
-    for (const int64_t n_q : {1, 2, 7})
+    for (const auto& [n_q, n_tokens] : {std::pair{1, 1}, {2, 1}, {6, 1}, {7, 1}, {6, 8}, {7, 6}})
       for (const DType type : {DType::f32, DType::f16, DType::q8_0})
-        benchmark::RegisterBenchmark(("attention/" + name + "/" + std::string(fth::name(type)) + "/n_q:" + std::to_string(n_q)).c_str(),
-                                     attention, t, type, 1024, n_q);
+        benchmark::RegisterBenchmark(("attention/" + name + "/" + std::string(fth::name(type)) + "/n_q:" + std::to_string(n_q) +
+                                      "/tokens:" + std::to_string(n_tokens))
+                                         .c_str(),
+                                     attention, t, type, 1024, n_q, n_tokens);
     const char* const names[] = {"quantize_q8/", "rms_norm/", "silu_mul/"};
     for (int which = 0; which < 3; ++which) benchmark::RegisterBenchmark((names[which] + name).c_str(), elementwise, t, which);
   }

@@ -189,33 +189,37 @@ const uint8_t* cell_of(const AttentionArgs& a, const std::byte* const* pages, in
 }
 
 template <class W>
-void attention(const AttentionArgs& a) {
-  for (int64_t j = 0; j < a.n_q; ++j) {
-    const float* q = a.q + j * a.head_dim;
-    float* y = a.y + j * a.head_dim;
-    float top = -__builtin_inff(), total = 0.0f;
-    for (int64_t d = 0; d < a.head_dim; ++d) y[d] = 0.0f;
-    for (int64_t p0 = 0; p0 < a.n_pos; p0 += kAttentionBlock) {
-      const int64_t n = a.n_pos - p0 < kAttentionBlock ? a.n_pos - p0 : kAttentionBlock;
-      float score[kAttentionBlock];
-      float block_top = top;
-      for (int64_t i = 0; i < n; ++i) {
-        const uint8_t* k = cell_of(a, a.k, a.first_pos + p0 + i);
-        score[i] = a.scale * dot<W>(a.head_dim, k, reinterpret_cast<const uint8_t*>(q));
-        block_top = score[i] > block_top ? score[i] : block_top;
-      }
-      const float shrink = p0 == 0 ? 0.0f : __builtin_expf(top - block_top);
-      top = block_top;
-      total *= shrink;
-      for (int64_t d = 0; d < a.head_dim; ++d) y[d] *= shrink;
-      for (int64_t i = 0; i < n; ++i) {
-        const uint8_t* v = cell_of(a, a.v, a.first_pos + p0 + i);
-        const float w = __builtin_expf(score[i] - top);
-        total += w;
-        for (int64_t d = 0; d < a.head_dim; ++d) y[d] += w * W::at(v, d);
-      }
+void attend(const AttentionArgs& a, int64_t first, int64_t last, const float* q, float* y) {
+  float top = -__builtin_inff(), total = 0.0f;
+  for (int64_t d = 0; d < a.head_dim; ++d) y[d] = 0.0f;
+  for (int64_t p0 = first, n = 0; p0 <= last; p0 += n) {
+    n = kAttentionBlock - p0 % kAttentionBlock;
+    n = last + 1 - p0 < n ? last + 1 - p0 : n;
+    float score[kAttentionBlock];
+    float block_top = top;
+    for (int64_t i = 0; i < n; ++i) {
+      score[i] = a.scale * dot<W>(a.head_dim, cell_of(a, a.k, p0 + i), reinterpret_cast<const uint8_t*>(q));
+      block_top = score[i] > block_top ? score[i] : block_top;
     }
-    for (int64_t d = 0; d < a.head_dim; ++d) y[d] /= total;
+    const float shrink = p0 == first ? 0.0f : __builtin_expf(top - block_top);
+    top = block_top;
+    total *= shrink;
+    for (int64_t d = 0; d < a.head_dim; ++d) y[d] *= shrink;
+    for (int64_t i = 0; i < n; ++i) {
+      const uint8_t* v = cell_of(a, a.v, p0 + i);
+      const float w = __builtin_expf(score[i] - top);
+      total += w;
+      for (int64_t d = 0; d < a.head_dim; ++d) y[d] += w * W::at(v, d);
+    }
+  }
+  for (int64_t d = 0; d < a.head_dim; ++d) y[d] /= total;
+}
+
+template <class W>
+void attention(const AttentionArgs& a) {
+  for (int64_t t = 0; t < a.n_tokens; ++t) {
+    const int64_t last = a.pos + t, first = a.window > 0 && last >= a.window ? last - a.window + 1 : 0;
+    for (int64_t j = 0; j < a.n_q; ++j) attend<W>(a, first, last, a.q + t * a.stride + j * a.head_dim, a.y + t * a.stride + j * a.head_dim);
   }
 }
 
@@ -247,6 +251,8 @@ const KernelTable kGeneric = {
     relu_mul,
     silu_mul,
     add,
+    mark_alive,
+    live_mul,
     f32_to_f16,
     f32_to_q8_0,
 };

@@ -50,11 +50,13 @@ struct NeuronMatmulArgs {
   int64_t k, n_cols;
 };
 
-// One kv head and the n_q query heads that share it, for one token.
-// For each query j: y[j] = sum over cells c of softmax_c(scale * q[j] . k[c]) v[c], an online softmax over the cells in ascending position,
-// in blocks counted from the first; f32 throughout, k and v converted on load.
-// The cells are a ring: positions first_pos .. first_pos + n_pos - 1 lie in cells position % n_cells. n_pos >= 1. Cell c is the (c % page_cells)-th of page
-// c / page_cells: pages may lie anywhere, and how cells are divided into pages does not reach the bits. head_dim % 32 == 0 for q8_0 cells.
+// One kv head and the n_q query heads that share it, for the tokens at positions pos .. pos + n_tokens - 1. A token at p sees the positions
+// 0 .. p, or with a window p - window + 1 .. p of them; n_tokens >= 1.
+// For each query j: y[j] = sum over the positions c it sees of softmax_c(scale * q[j] . k[c]) v[c], an online softmax over ascending positions in
+// blocks of 64 counted from position 0; f32 throughout, k and v converted on load. Tokens in one call or in many give the same bits.
+// The cells are a ring: position p lies in cell p % n_cells, and n_cells is at least the positions that the call sees. Cell c is the
+// (c % page_cells)-th of page c / page_cells: pages may lie anywhere, and how cells are divided into pages does not reach the bits.
+// Only cells of positions that some token sees are read. head_dim % 32 == 0 for q8_0 cells.
 struct AttentionArgs {
   const float* q;             // n_q heads of head_dim, adjacent
   const std::byte* const* k;  // pages; null where no position of this call lies
@@ -62,11 +64,16 @@ struct AttentionArgs {
   uint64_t head_offset;  // of this kv head in a cell
   uint64_t cell_bytes;   // from one cell of a page to the next, for k and for v
   int64_t page_cells;
-  float* y;  // n_q heads of head_dim, adjacent
+  float* y;        // n_q heads of head_dim, adjacent
+  int64_t stride;  // from one token's heads to the next one's, in floats, for q and y
   int64_t n_q, head_dim;
-  int64_t first_pos, n_pos, n_cells;
+  int64_t pos, n_tokens;
+  int64_t window;  // 0: none
+  int64_t n_cells;
   float scale;
 };
+// Rows (query heads times tokens) that pass over the cells together. Calls of about as many make good work items.
+inline constexpr int64_t kAttentionRows = 48;
 
 inline constexpr size_t kWeightTypes = 8;  // DType::f32 .. DType::q4_k, in that order
 
@@ -90,6 +97,10 @@ struct KernelTable {
   void (*relu_mul)(int64_t n, const float* gate, const float* up, float* y);  // y may be gate or up
   void (*silu_mul)(int64_t n, const float* gate, const float* up, float* y);
   void (*add)(int64_t n, const float* a, const float* b, float* y);
+  // Neurons of ReGLU. A gate lives unless it is 0 or less (a NaN does): alive[i] becomes 1 where it lives, else stays. y is gate * up where it lives,
+  // else 0 whatever up holds; y may be gate or up.
+  void (*mark_alive)(int64_t n, const float* gate, uint8_t* alive);
+  void (*live_mul)(int64_t n, const float* gate, const float* up, float* y);
   void (*f32_to_f16)(int64_t n, const float* x, uint16_t* y);  // round to nearest even
   // Blocks of 32 values: d = max|x| / 127 rounded to f16, codes rounded to nearest even by the d before it was rounded. n % 32 == 0.
   void (*f32_to_q8_0)(int64_t n, const float* x, void* blocks);

@@ -1,4 +1,5 @@
-// The kernels for AVX2 with FMA and F16C: 8 floats or 8 rows to a vector.
+// The kernels for AVX2 with FMA and F16C: 8 floats to a vector; panels have 16 rows in pairs of vectors, so that an activation loaded once
+// multiplies twice (loads are what 8 rows wait for).
 #include <immintrin.h>
 
 #include "backends/cpu/kernels/kernels.h"
@@ -6,7 +7,7 @@
 namespace fth::cpu {
 namespace {
 
-constexpr int64_t kRows = 8, kCols = 4, kTileCols = 3, kPanelMinCols = 3, kNeuronPanelMinCols = 3;
+constexpr int64_t kRows = 16, kCols = 4, kTileCols = 3, kPanelMinCols = 3, kNeuronPanelMinCols = 3;
 
 #include "backends/cpu/kernels/x86_256.inc"
 #include "backends/cpu/kernels/x86_neuron.inc"
@@ -45,41 +46,58 @@ inline float f_top(F a) {
   return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
 }
 
-using I = __m256i;
-using V = __m256;
-inline V v_load(const float* p) { return f_load(p); }
-inline void v_store(float* p, V v) { f_store(p, v); }
-inline V v_set(float v) { return f_set(v); }
-inline V v_mul(V a, V b) { return f_mul(a, b); }
-inline V v_fma(V a, V b, V c) { return f_fma(a, b, c); }
-inline V i_to_float(I v) { return _mm256_cvtepi32_ps(v); }
+struct I {
+  __m256i half[2];
+};
+struct V {
+  __m256 half[2];
+};
+inline V v_load(const float* p) { return {{f_load(p), f_load(p + 8)}}; }
+inline void v_store(float* p, V v) {
+  f_store(p, v.half[0]);
+  f_store(p + 8, v.half[1]);
+}
+inline V v_set(float v) { return {{f_set(v), f_set(v)}}; }
+inline V v_mul(V a, V b) { return {{f_mul(a.half[0], b.half[0]), f_mul(a.half[1], b.half[1])}}; }
+inline V v_fma(V a, V b, V c) { return {{f_fma(a.half[0], b.half[0], c.half[0]), f_fma(a.half[1], b.half[1], c.half[1])}}; }
+inline V i_to_float(I v) { return {{_mm256_cvtepi32_ps(v.half[0]), _mm256_cvtepi32_ps(v.half[1])}}; }
 // Forbids the compiler to reorder a chain of additions into a tree, whose leaves do not fit the registers (measured: half the speed).
-inline I keep(I v) {
+inline __m256i keep(__m256i v) {
   asm("" : "+x"(v));
   return v;
 }
-inline I four_of(const int8_t* a) { return _mm256_set1_epi32(load_as<int32_t>(a)); }
+inline __m256i four_of(const int8_t* a) { return _mm256_set1_epi32(load_as<int32_t>(a)); }
 
 // Nibbles only: eight steps of 2 * 15 * 127 fit int16.
 template <int C>
 inline void dot_unsigned(const uint8_t* w, const int8_t* const* a, I* dot) {
+#pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
-    const I codes = load256(w + i * 32);
+    const __m256i codes[2] = {load256(w + i * 64), load256(w + i * 64 + 32)};
     for (int c = 0; c < C; ++c) {
-      const I p = _mm256_maddubs_epi16(codes, four_of(a[c] + i * 4));
-      dot[c] = keep(i == 0 ? p : _mm256_add_epi16(dot[c], p));
+      const __m256i x = four_of(a[c] + i * 4);
+      for (int h = 0; h < 2; ++h) {
+        const __m256i p = _mm256_maddubs_epi16(codes[h], x);
+        dot[c].half[h] = keep(i == 0 ? p : _mm256_add_epi16(dot[c].half[h], p));
+      }
     }
   }
-  for (int c = 0; c < C; ++c) dot[c] = _mm256_madd_epi16(dot[c], _mm256_set1_epi16(1));
+  for (int c = 0; c < C; ++c)
+    for (int h = 0; h < 2; ++h) dot[c].half[h] = _mm256_madd_epi16(dot[c].half[h], _mm256_set1_epi16(1));
 }
 
 template <int C>
 inline void dot_signed(const uint8_t* w, const int8_t* const* a, I* dot) {
+#pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
-    const I codes = load256(w + i * 32);
+    const __m256i codes[2] = {load256(w + i * 64), load256(w + i * 64 + 32)};
+    const __m256i magnitudes[2] = {_mm256_abs_epi8(codes[0]), _mm256_abs_epi8(codes[1])};
     for (int c = 0; c < C; ++c) {
-      const I p = q8_dot(codes, four_of(a[c] + i * 4));
-      dot[c] = keep(i == 0 ? p : _mm256_add_epi32(dot[c], p));
+      const __m256i x = four_of(a[c] + i * 4);
+      for (int h = 0; h < 2; ++h) {
+        const __m256i p = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitudes[h], _mm256_sign_epi8(x, codes[h])), _mm256_set1_epi16(1));
+        dot[c].half[h] = keep(i == 0 ? p : _mm256_add_epi32(dot[c].half[h], p));
+      }
     }
   }
 }
@@ -87,24 +105,27 @@ inline void dot_signed(const uint8_t* w, const int8_t* const* a, I* dot) {
 // Codes in [-32, 31]: four steps of 2 * 32 * 127 fit int16, then the half-group's scale multiplies them.
 template <int C>
 inline void dot_sub_scaled(const uint8_t* w, const int16_t* scales, const int8_t* const* a, I* dot) {
-  for (int half = 0; half < 2; ++half) {
-    I part[C];
-    for (int i = 0; i < 4; ++i) {
-      const I codes = load256(w + (half * 4 + i) * 32), magnitudes = _mm256_abs_epi8(codes);
+  for (int h = 0; h < 2; ++h)  // each vector of rows by itself: with both, the sums do not fit the registers
+    for (int part = 0; part < 2; ++part) {
+      __m256i sum[C];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const __m256i codes = load256(w + (part * 4 + i) * 64 + h * 32), magnitudes = _mm256_abs_epi8(codes);
+        for (int c = 0; c < C; ++c) {
+          const __m256i p = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(four_of(a[c] + (part * 4 + i) * 4), codes));
+          sum[c] = keep(i == 0 ? p : _mm256_add_epi16(sum[c], p));
+        }
+      }
+      const __m256i scale = load256(scales + part * 32 + h * 16);
       for (int c = 0; c < C; ++c) {
-        const I p = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(four_of(a[c] + (half * 4 + i) * 4), codes));
-        part[c] = keep(i == 0 ? p : _mm256_add_epi16(part[c], p));
+        const __m256i p = _mm256_madd_epi16(sum[c], scale);
+        dot[c].half[h] = part == 0 ? p : _mm256_add_epi32(dot[c].half[h], p);
       }
     }
-    const I scale = load256(scales + half * 16);
-    for (int c = 0; c < C; ++c) {
-      const I p = _mm256_madd_epi16(part[c], scale);
-      dot[c] = half == 0 ? p : _mm256_add_epi32(dot[c], p);
-    }
-  }
 }
 
 #include "backends/cpu/kernels/float.inc"
+#include "backends/cpu/kernels/float_attention.inc"
 #include "backends/cpu/kernels/quant.inc"
 #include "backends/cpu/kernels/table.inc"
 

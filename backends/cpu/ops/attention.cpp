@@ -178,21 +178,28 @@ Result<> run_step(const AttentionStep& s, const Run& run) {
   const auto attend = s.cache_type == DType::f16    ? run.kernels.attention_f16
                       : s.cache_type == DType::q8_0 ? run.kernels.attention_q8_0
                                                     : run.kernels.attention_f32;
-  // One item is one kv head of one token. Neighbouring items share a head's cells; the last token, which sees the most, goes first.
-  parallel(run.host, n * s.kv_heads, [&](uint32_t item) {
-    const int64_t head = item / n, t = n - 1 - item % n, p = run.pos + t;
-    const int64_t first = s.window > 0 ? std::max<int64_t>(0, p - s.window + 1) : 0;
-    attend({.q = q + t * s.kv_heads * per_kv + head * per_kv,
+  // An item is a tile of tokens and the query heads of one kv head: its cells are read, and converted, once for all of them. Where that leaves
+  // threads idle, items take fewer tokens, then fewer heads. The last tokens, which see the most, go first.
+  const int64_t threads = run.host.n_threads(), n_q = s.heads / s.kv_heads;
+  const int64_t tokens = std::clamp<int64_t>(n * s.kv_heads / (threads * 4), 1, std::max<int64_t>(1, kAttentionRows / n_q));
+  const int64_t tiles = ceil_div(n, tokens), idle = ceil_div(threads, tiles * s.kv_heads);
+  const int64_t heads = ceil_div(n_q, std::min(idle, n_q)), parts = ceil_div(n_q, heads);
+  parallel(run.host, tiles * s.kv_heads * parts, [&](uint32_t item) {
+    const int64_t t = (tiles - 1 - item % tiles) * tokens, kv_head = item / tiles / parts, head = item / tiles % parts * heads;
+    const int64_t at = t * s.heads * s.head_dim + kv_head * per_kv + head * s.head_dim;
+    attend({.q = q + at,
             .k = k_pages,
             .v = v_pages,
-            .head_offset = row_bytes(s.cache_type, s.head_dim) * static_cast<uint64_t>(head),
+            .head_offset = row_bytes(s.cache_type, s.head_dim) * static_cast<uint64_t>(kv_head),
             .cell_bytes = cell_bytes,
             .page_cells = s.page_cells,
-            .y = y + t * s.kv_heads * per_kv + head * per_kv,
-            .n_q = s.heads / s.kv_heads,
+            .y = y + at,
+            .stride = s.heads * s.head_dim,
+            .n_q = std::min(heads, n_q - head),
             .head_dim = s.head_dim,
-            .first_pos = first,
-            .n_pos = p - first + 1,
+            .pos = run.pos + t,
+            .n_tokens = std::min(tokens, n - t),
+            .window = s.window,
             .n_cells = s.cells,
             .scale = s.scale});
   });

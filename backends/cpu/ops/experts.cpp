@@ -15,7 +15,7 @@ namespace fth::cpu {
 namespace {
 
 constexpr int64_t kTileRows = 128;  // neurons or outputs of an item, at most
-constexpr int64_t kTileCols = 16;   // rows of a slot that pass through a tile on the stack at once
+constexpr int64_t kTileCols = 64;   // rows of a slot that pass through a tile on the stack at once: weights are unpacked once for them
 
 uint64_t f32_bytes(int64_t n) { return static_cast<uint64_t>(n) * sizeof(float); }
 
@@ -187,18 +187,17 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
       for (int64_t c = 0; c < n_cols; ++c)
         run.kernels.silu_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
     } else {
+      std::array<uint8_t, kTileRows> alive{};  // by some row
+      for (int64_t c = 0; c < n_cols; ++c) run.kernels.mark_alive(n, gate.data() + c * kTileRows, alive.data());
       int64_t n_live = 0;
       for (int64_t r = 0; r < n; ++r) {
-        bool alive = false;  // a NaN is: it must reach the output
-        for (int64_t c = 0; c < n_cols; ++c) alive |= !(gate[static_cast<size_t>(c * kTileRows + r)] <= 0.0f);
         live[static_cast<size_t>(n_live)] = static_cast<int32_t>(r);
-        n_live += alive;
+        n_live += alive[static_cast<size_t>(r)];
       }
       if (n_live > 0) product(s.up, s.up_type, i, n_cols, up.data(), n_live == n ? nullptr : live.data(), n_live);
       // A dead neuron is exactly zero, whatever its up row says and whether or not a neighbour had that row computed.
       for (int64_t c = 0; c < n_cols; ++c)
-        for (size_t r = static_cast<size_t>(c * kTileRows); r < static_cast<size_t>(c * kTileRows + n); ++r)
-          gate[r] = gate[r] <= 0.0f ? 0.0f : gate[r] * up[r];
+        run.kernels.live_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
     }
     for (int64_t c = 0; c < n_cols; ++c) store_hidden(gate.data() + c * kTileRows, i + c, row0, n);
   }

@@ -117,7 +117,7 @@ Result<> run_step(const MatmulStep& s, const Run& run) {
     rows = std::min(rows, part->rows - row0);
     float* const y = run.at<float>(part->y) + row0;
     const float* const bias = part->bias == kNoValue ? nullptr : run.at<const float>(part->bias) + row0;
-    const int64_t columns = part->fine ? kFineTokens : std::max<int64_t>(8, static_cast<int64_t>(256 * 1024 / part->act_bytes));
+    const int64_t columns = part->fine ? kFineTokens : std::max<int64_t>(64, static_cast<int64_t>(320 * 1024 / part->act_bytes) / 64 * 64);
     alignas(64) std::array<float, kFineRows * kFineTokens * 2> two;  // written only for fine products
     for (int64_t c = 0; c < n; c += columns) {
       const int64_t n_cols = std::min(columns, n - c);

@@ -52,10 +52,16 @@ struct Cache {
     if (type == DType::f32) return static_cast<double>(read_as<float>(row + 4 * i));
     return half_value(row + i / 32 * 34) * static_cast<int8_t>(row[i / 32 * 34 + 2 + i % 32]);
   }
-  // Cells in pages of page_cells; 0: in one.
+  // One token that sees n positions from `first` on. Cells in pages of page_cells; 0: in one.
   std::vector<float> run(const KernelTable& t, const std::vector<float>& q, int64_t j0, int64_t n_q, int64_t first, int64_t n, float scale,
                          int64_t page_cells = 0) const {
-    Guarded y(static_cast<size_t>(n_q * head_dim) * 4);
+    return run_tokens(t, q.data() + j0 * head_dim, n_q * head_dim, n_q, first + n - 1, 1, n, scale, page_cells);
+  }
+  // Tokens whose heads lie `stride` floats apart; what they give, adjacent.
+  std::vector<float> run_tokens(const KernelTable& t, const float* q, int64_t stride, int64_t n_q, int64_t pos, int64_t n_tokens,
+                                int64_t window, float scale, int64_t page_cells = 0) const {
+    const int64_t used = (n_tokens - 1) * stride + n_q * head_dim;
+    Guarded y(static_cast<size_t>(used) * 4);
     std::memset(y.data(), 0xff, y.size());  // NaN: what was there may not matter
     if (page_cells == 0) page_cells = n_cells;
     std::vector<const std::byte*> k_pages, v_pages;
@@ -66,22 +72,34 @@ struct Cache {
     // The head lies 4 bytes into its cell, as if another were before it.
     for (auto* pages : {&k_pages, &v_pages})
       for (auto& page : *pages) page -= 4;
-    const AttentionArgs args{.q = q.data() + j0 * head_dim,
+    const AttentionArgs args{.q = q,
                              .k = k_pages.data(),
                              .v = v_pages.data(),
                              .head_offset = 4,
                              .cell_bytes = cell,
                              .page_cells = page_cells,
                              .y = y.floats(),
+                             .stride = stride,
                              .n_q = n_q,
                              .head_dim = head_dim,
-                             .first_pos = first,
-                             .n_pos = n,
+                             .pos = pos,
+                             .n_tokens = n_tokens,
+                             .window = window,
                              .n_cells = n_cells,
                              .scale = scale};
     (type == DType::f16 ? t.attention_f16 : type == DType::f32 ? t.attention_f32 : t.attention_q8_0)(args);
     EXPECT_TRUE(y.front_intact());
-    return {y.floats(), y.floats() + n_q * head_dim};
+    std::vector<float> out;
+    for (int64_t token = 0; token < n_tokens; ++token)
+      for (int64_t i = 0; i < stride && token * stride + i < used; ++i) {
+        const float value = y.floats()[token * stride + i];
+        if (i < n_q * head_dim) {
+          out.push_back(value);
+        } else {
+          EXPECT_TRUE(std::isnan(value)) << "written between two tokens' heads";
+        }
+      }
+    return out;
   }
   std::vector<double> reference(const std::vector<float>& q, int64_t n_q, int64_t first, int64_t n, double scale) const {
     std::vector<double> y(static_cast<size_t>(n_q * head_dim), 0.0), s(static_cast<size_t>(n));
@@ -137,13 +155,70 @@ TEST_P(Attention, BitsOfAHeadDoNotDependOnTheOthers) {
           const std::vector<float> part = cache.run(table(), q, j0, n_q, first, n, 0.1f);
           ASSERT_EQ(std::memcmp(part.data(), all.data() + j0 * dim, part.size() * 4), 0) << dim << " n_pos " << n << " n_q " << n_q;
         }
-        // The same positions in other cells.
-        ASSERT_EQ(cache.run(table(), q, 0, 3, first, n, 0.1f), cache.run(table(), q, 0, 3, first + 77 * 5, n, 0.1f));
+        // Other positions in the same cells, their blocks beginning at the same ones.
+        ASSERT_EQ(cache.run(table(), q, 0, 3, first, n, 0.1f), cache.run(table(), q, 0, 3, first + 77 * 64, n, 0.1f));
         // The same cells in pages.
         for (const int64_t page : {7, 11, 77})
           ASSERT_EQ(cache.run(table(), q, 0, 3, first, n, 0.1f, page), cache.run(table(), q, 0, 3, first, n, 0.1f));
       }
     }
+}
+
+// Prefill in any pieces is decode: tiles of tokens cross the edges of blocks, of windows, of pages and of the ring.
+TEST_P(Attention, TokensTogetherAreTokensOneByOne) {
+  struct Case {
+    int64_t n_q, dim, pos, n_tokens, window, page_cells;
+  };
+  for (const DType type : {DType::f32, DType::f16, DType::q8_0})
+    for (const Case& c : {Case{6, 128, 0, 70, 0, 0}, Case{7, 128, 190, 13, 0, 32}, Case{3, 64, 60, 9, 0, 0}, Case{2, 32, 1000, 30, 20, 0},
+                          Case{6, 128, 500, 17, 64, 0}, Case{4, 96, 3, 140, 100, 0}, Case{1, 256, 62, 100, 0, 16},
+                          Case{5, 288, 120, 20, 90, 0}, Case{50, 32, 63, 3, 0, 0}, Case{1, 32, 0, 1, 0, 0}, Case{9, 80, 127, 12, 1, 0}}) {
+      if (c.dim % traits(type).block != 0) continue;
+      Rng rng(static_cast<uint64_t>(c.dim + c.pos));
+      const int64_t cells = c.window > 0 ? c.window + c.n_tokens + 1 : (c.pos + c.n_tokens + 31) / 32 * 32;
+      const Cache cache(type, c.dim, cells, rng);
+      const int64_t stride = c.n_q * c.dim + 24;
+      const std::vector<float> q = rng.normals(stride * c.n_tokens);
+      const float scale = 1.0f / std::sqrt(static_cast<float>(c.dim));
+      const std::vector<float> all = cache.run_tokens(table(), q.data(), stride, c.n_q, c.pos, c.n_tokens, c.window, scale, c.page_cells);
+      ASSERT_EQ(all.size(), static_cast<size_t>(c.n_q * c.dim * c.n_tokens));
+      Nmse e;
+      for (int64_t t = 0; t < c.n_tokens; ++t) {
+        const float* const part = all.data() + t * c.n_q * c.dim;
+        const std::vector<float> one =
+            cache.run_tokens(table(), q.data() + t * stride, stride, c.n_q, c.pos + t, 1, c.window, scale, c.page_cells);
+        ASSERT_EQ(std::memcmp(one.data(), part, one.size() * 4), 0) << name(type) << " dim " << c.dim << " pos " << c.pos << " + " << t;
+        const int64_t first = c.window > 0 ? std::max<int64_t>(0, c.pos + t - c.window + 1) : 0;
+        const std::vector<float> own(q.begin() + t * stride, q.begin() + t * stride + c.n_q * c.dim);
+        const std::vector<double> want = cache.reference(own, c.n_q, first, c.pos + t - first + 1, static_cast<double>(scale));
+        for (size_t i = 0; i < want.size(); ++i) e.add(static_cast<double>(part[i]), want[i]);
+      }
+      EXPECT_LE(e.value(), 1e-11) << name(type) << " dim " << c.dim << " pos " << c.pos << " tokens " << c.n_tokens;
+      // In two calls.
+      const int64_t half = c.n_tokens / 2;
+      if (half == 0) continue;
+      std::vector<float> two = cache.run_tokens(table(), q.data(), stride, c.n_q, c.pos, half, c.window, scale, c.page_cells);
+      const std::vector<float> rest = cache.run_tokens(table(), q.data() + half * stride, stride, c.n_q, c.pos + half, c.n_tokens - half,
+                                                       c.window, scale, c.page_cells);
+      two.insert(two.end(), rest.begin(), rest.end());
+      ASSERT_EQ(std::memcmp(two.data(), all.data(), all.size() * 4), 0) << name(type) << " dim " << c.dim;
+    }
+}
+
+// A cell that no token sees may hold anything, also where a neighbour in the tile sees its block.
+TEST_P(Attention, CellsThatNobodySeesAreNotUsed) {
+  Rng rng(12);
+  for (const DType type : {DType::f32, DType::f16}) {
+    Cache cache(type, 64, 128, rng);
+    const std::vector<float> q = rng.normals(6 * 64 * 20);
+    for (int64_t c = 0; c < 128; ++c)
+      if (c < 41 || c >= 100)  // the first of 20 tokens at 80 with a window of 40 begins at 41
+        for (Guarded* g : {&cache.k, &cache.v}) cache.put(*g, c, 3, std::numeric_limits<float>::quiet_NaN());
+    for (const float y : cache.run_tokens(table(), q.data(), 6 * 64, 6, 80, 20, 40, 0.1f)) ASSERT_TRUE(std::isfinite(y));
+    cache.put(cache.v, 41, 3, std::numeric_limits<float>::quiet_NaN());  // seen by the first token alone
+    const std::vector<float> y = cache.run_tokens(table(), q.data(), 6 * 64, 6, 80, 20, 40, 0.1f);
+    for (size_t i = 0; i < y.size(); ++i) ASSERT_EQ(std::isnan(y[i]), i < 6 * 64 && i % 64 == 3) << i;
+  }
 }
 
 TEST_P(Attention, TakesPeakedAndSpecialScores) {
@@ -273,6 +348,41 @@ TEST_P(Elementwise, AddAndReluMul) {
   std::vector<float> g(19, nan), u(19, 2.0f);
   table().relu_mul(19, g.data(), u.data(), u.data());
   for (const float v : u) EXPECT_TRUE(std::isnan(v));
+}
+
+TEST_P(Elementwise, DeadNeuronsAreZeroWhateverUpHolds) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  Rng rng(8);
+  for (const int64_t n : {1, 31, 32, 33, 100, 128}) {
+    std::vector<float> g = rng.normals(n), u = rng.normals(n);
+    std::vector<uint8_t> before(static_cast<size_t>(n));
+    for (size_t i = 0; i < g.size(); ++i) {
+      if (i % 5 == 0) g[i] = i % 2 ? 0.0f : -0.0f;
+      if (i % 7 == 3) g[i] = i % 2 ? nan : -inf;
+      if (!(g[i] > 0)) u[i] = i % 3 == 0 ? nan : i % 3 == 1 ? inf : u[i];
+      before[i] = i % 4 == 0;
+    }
+    Guarded product(static_cast<size_t>(n) * 4), alive(static_cast<size_t>(n));
+    std::memcpy(alive.data(), before.data(), before.size());
+    table().live_mul(n, g.data(), u.data(), product.floats());
+    table().mark_alive(n, g.data(), alive.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const float a = g[static_cast<size_t>(i)], b = u[static_cast<size_t>(i)];
+      const bool lives = !(a <= 0.0f);
+      EXPECT_EQ(alive.data()[i], before[static_cast<size_t>(i)] | uint8_t{lives}) << i;
+      if (std::isnan(a)) {
+        EXPECT_TRUE(std::isnan(product.floats()[i])) << i;
+      } else {
+        EXPECT_EQ(product.floats()[i], lives ? a * b : 0.0f) << i;
+      }
+    }
+    EXPECT_TRUE(product.front_intact() && alive.front_intact());
+    for (const bool into_gate : {true, false}) {
+      std::vector<float> gate = g, up = u;
+      table().live_mul(n, gate.data(), up.data(), into_gate ? gate.data() : up.data());
+      EXPECT_EQ(std::memcmp((into_gate ? gate : up).data(), product.data(), product.size()), 0);
+    }
+  }
 }
 
 // Its error is the exponential's: at most a few units in the last place over the whole range.
