@@ -112,10 +112,11 @@ struct ExpertsStep {
   bool silu;
   DownOrder order;
   // Scratch. Row i of the packed areas belongs to rows[i], so that the rows of one slot are adjacent.
-  ValueId place;   // i32[N*K]: where row r stands in rows[], or -1
-  ValueId x_q8;    // for quantised gate or up
-  ValueId x_f32;   // for the others
-  ValueId hidden;  // Q8 rows of F values for a quantised down, but f32[F] for a row per neuron and for other types
+  ValueId place;    // i32[N*K]: where row r stands in rows[], or -1
+  ValueId pending;  // i32[S]: a slot's items whose hidden values are still to come
+  ValueId x_q8;     // for quantised gate or up
+  ValueId x_f32;    // for the others
+  ValueId hidden;   // Q8 rows of F values for a quantised down, but f32[F] for a row per neuron and for other types
 };
 struct ExpertGatesStep {
   ValueId x, slot_begin, rows, act, y;  // act: x itself, or its Q8 rows

@@ -20,8 +20,8 @@ class ThreadPool {
 
   uint32_t n_threads() const;
 
-  // Runs body(arg, i) once for each i in [0, n), on the workers and the caller; returns when all are done. Indices are taken one at a time as
-  // threads come free, so a thread that lost its core costs its share and no more. Callable from any one thread at a time (a second caller
+  // Runs body(arg, i) once for each i in [0, n), on the workers and the caller; returns when all are done. Indices are taken in ascending order, one at a time
+  // as threads come free, so a thread that lost its core costs its share and no more. Callable from any one thread at a time (a second caller
   // waits); not from inside a body.
   void parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), void* arg);
 

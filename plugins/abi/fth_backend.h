@@ -50,8 +50,9 @@ typedef struct fth_host {
   uint32_t n_threads; /* workers that parallel_for uses, the caller included */
   void* self;
   void (*log)(void* self, int32_t level, const char* message);
-  /* Runs body(arg, i) once for each i in [0, n) on the host's pool, in any order and at once; returns when all are done, with all writes
-   * visible. `body` must not throw and must not call parallel_for. n may be larger than n_threads: chunks are taken as threads come free. */
+  /* Runs body(arg, i) once for each i in [0, n) on the host's pool; returns when all are done, with all writes visible. n may be larger than n_threads:
+   * each thread takes indices in ascending order as it comes free. A body may wait for what smaller indices do, and for nothing else; it must not
+   * throw and must not call parallel_for. */
   void (*parallel_for)(void* self, uint32_t n, void (*body)(void* arg, uint32_t i), void* arg);
 } fth_host;
 

@@ -117,8 +117,8 @@ class Host {
   explicit Host(const fth_host* host) : host_(host) {}
   uint32_t n_threads() const { return host_->n_threads; }
   void log(int32_t level, const std::string& message) const { host_->log(host_->self, level, message.c_str()); }
-  // f(uint32_t i) once for each i in [0, n), at once and in any order; returns when all are done. f must not throw (the process ends if it
-  // does) and must not call parallel_for.
+  // f(uint32_t i) once for each i in [0, n), each thread in ascending order; returns when all are done. f must not throw (the process ends if it
+  // does) and must not call parallel_for; it may wait for what smaller indices do.
   template <class F>
   void parallel_for(uint32_t n, F&& f) const {
     using Body = std::remove_reference_t<F>;
