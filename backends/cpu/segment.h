@@ -2,6 +2,7 @@
 // A segment, checked and turned into steps: what estimate() answers from and what an executable runs. One function, plan_segment(), serves both,
 // so an estimate that says yes is a compile that succeeds, and its workspace is exactly the one the steps use.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -32,6 +33,11 @@ struct Value {
   uint32_t first_slot = 0, n_slots = 0;  // SLOTS: its range of Run::slots
 };
 
+// Of rows that EXPERTS had alone in their slots: relaxed sums, read between submits.
+struct NeuronCounts {
+  std::atomic<uint64_t> live{0}, all{0};
+};
+
 // One submit as the steps see it.
 struct Run {
   const sdk::Host& host;
@@ -39,6 +45,7 @@ struct Run {
   std::byte* const* values;  // by ValueId; null for SLOTS
   std::byte* const* slots;   // by Value::first_slot + slot; null where unused
   int64_t n_tokens, pos, n_slots;
+  NeuronCounts& neurons;
 
   template <class T>
   T* at(ValueId v) const {

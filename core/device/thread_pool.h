@@ -25,6 +25,9 @@ class ThreadPool {
   // waits); not from inside a body.
   void parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), void* arg);
 
+  // Calls of parallel_for that woke the workers, since the start: each is a barrier. From the thread that calls parallel_for.
+  uint64_t n_loops() const;
+
   // Where threads note when they were at work; null: nowhere. From the thread that calls parallel_for, between calls; the recorder lives until it is
   // replaced, and has a lane for each thread.
   void set_recorder(Recorder* recorder);

@@ -286,6 +286,10 @@ class Table {
   static fth_code wait(fth_event* event, fth_error* err) {
     return guard(err, [&] { return self(event)->wait(); });
   }
+  static constexpr bool kCountsNeurons = requires(const Executable& x, uint64_t* n) { x.live_neurons(n, n); };
+  static void live_neurons([[maybe_unused]] fth_executable* x, [[maybe_unused]] uint64_t* live, [[maybe_unused]] uint64_t* all) {
+    if constexpr (kCountsNeurons) self(x)->live_neurons(live, all);
+  }
 
  public:
   static constexpr fth_backend kTable = {.struct_size = sizeof(fth_backend),
@@ -306,7 +310,8 @@ class Table {
                                          .compile = compile,
                                          .release = release,
                                          .submit = submit,
-                                         .wait = wait};
+                                         .wait = wait,
+                                         .live_neurons = kCountsNeurons ? live_neurons : nullptr};
   static const fth_backend* query(uint32_t abi_major, const fth_host* host) noexcept {
     if (abi_major != FTH_ABI_MAJOR || host == nullptr || host->struct_size < sizeof(fth_host)) return nullptr;
     host_.store(host);

@@ -196,6 +196,10 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
         live[static_cast<size_t>(n_live)] = static_cast<int32_t>(r);
         n_live += alive;
       }
+      if (columns(slot) == 1) {
+        run.neurons.live.fetch_add(static_cast<uint64_t>(n_live), std::memory_order_relaxed);
+        run.neurons.all.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
+      }
       if (n_live > 0) product(s.up, s.up_type, i, n_cols, up.data(), n_live == n ? nullptr : live.data(), n_live);
       // A dead neuron is exactly zero, whatever its up row says and whether or not a neighbour had that row computed.
       for (int64_t c = 0; c < n_cols; ++c)
