@@ -1,8 +1,10 @@
 // Speed of the kernel tables: GB/s of weights read and GOP/s (a multiplication and an addition are two), by type, columns and working set.
 //   kernels_bench --benchmark_filter='matmul/avx2/q4_0/.*/dram'
+//   kernels_bench --benchmark_filter='(activity/avx2/q4_0|peak)' --benchmark_format=csv      dense, masked or gathered: what pays at which activity
 // "l2" keeps 192 KiB of weights per thread hot, "dram" walks through 96 MiB; threads share the weights and split the rows.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
@@ -76,6 +78,93 @@ void matmul(benchmark::State& state, const KernelTable* table, DType type, int64
   state.counters["GOP/s"] = benchmark::Counter(calls * 2e-9 * static_cast<double>(kK * n_cols), benchmark::Counter::kIsRate);
 }
 
+// What dead neurons save, as Flash-LLM asks it: an expert's up matrix (kFf neurons of kK values, rows of dead neurons are not wanted) and its down matrix
+// (kK outputs of kFf neurons, dead ones are zeros), of 96 MiB of experts walked through, with random neurons alive.
+//   dense     everything is read and multiplied; down row-major
+//   masked    up: blocks of 8 rows, those without a live one left out; down: a row per neuron, added where the neuron is not zero
+//   gathered  up: a list of the live rows; down: neuron-major, only live neurons read. What the cpu backend does for a token
+enum class Form { dense, masked, gathered };
+constexpr int64_t kFf = 768;
+
+void activity(benchmark::State& state, const KernelTable* table, DType type, bool up, Form form, int percent) {
+  constexpr size_t kMasks = 16;
+  const uint64_t up_row = row_bytes(type, kK), expert = up_row * kFf;  // down has as many bytes
+  const std::vector<uint8_t>& w = weights(96 << 20);
+  const uint64_t n_experts = w.size() / expert;
+  std::mt19937 rng(3);
+  std::vector<std::vector<int32_t>> live(kMasks);
+  std::vector<std::vector<float>> hidden(kMasks, std::vector<float>(kFf));
+  std::vector<std::vector<uint8_t>> hidden_q8(kMasks, std::vector<uint8_t>(q8_row_bytes(kFf)));
+  for (size_t m = 0; m < kMasks; ++m) {
+    for (int32_t f = 0; f < kFf; ++f) {
+      if (static_cast<int>(rng() % 100) >= percent) continue;
+      live[m].push_back(f);
+      hidden[m][static_cast<size_t>(f)] = 1.0f;
+    }
+    table->quantize_q8(kFf, hidden[m].data(), hidden_q8[m].data());
+  }
+  uint64_t act_bytes = 0;
+  const std::vector<uint8_t> act = activations(*table, type, 1, act_bytes);
+  std::vector<float> dst(static_cast<size_t>(kK));
+  const auto product = table->matmul[static_cast<size_t>(type)];
+  uint64_t e = 0, n_live = 0;
+  size_t m = 0;
+  for (auto _ : state) {
+    const uint8_t* const p = w.data() + e * expert;
+    if (up) {
+      MatmulArgs args{p, up_row, act.data(), act_bytes, dst.data(), kFf, kK, kFf, 1, nullptr};
+      if (form == Form::dense) product(args);
+      if (form == Form::gathered && !live[m].empty()) {
+        args.n_rows = static_cast<int64_t>(live[m].size());
+        args.rows = live[m].data();
+        product(args);
+      }
+      if (form == Form::masked) {
+        args.n_rows = 8;
+        for (size_t i = 0; i < live[m].size();) {
+          const int32_t block = live[m][i] / 8;
+          args.weights = p + static_cast<uint64_t>(block) * 8 * up_row;
+          args.dst = dst.data() + block * 8;
+          product(args);
+          while (i < live[m].size() && live[m][i] / 8 == block) ++i;
+        }
+      }
+    } else if (form == Form::dense) {
+      product({p, row_bytes(type, kFf), hidden_q8[m].data(), q8_row_bytes(kFf), dst.data(), kK, kFf, kK, 1, nullptr});
+    } else if (form == Form::masked) {
+      std::fill(dst.begin(), dst.end(), 0.0f);
+      for (size_t f = 0; f < hidden[m].size(); ++f)
+        if (hidden[m][f] != 0.0f) table->axpy[static_cast<size_t>(type)](kK, hidden[m][f], p + f * up_row, dst.data());
+    } else {
+      table->matmul_by_neuron[static_cast<size_t>(type)]({p, kK, 0, kK, hidden_q8[m].data(), q8_row_bytes(kFf), dst.data(), kK, kFf, 1});
+    }
+    benchmark::DoNotOptimize(dst.data());
+    n_live += live[m].size();
+    e = e + 1 < n_experts ? e + 1 : 0;
+    m = (m + 1) % kMasks;
+  }
+  const auto rate = [&](double amount) { return benchmark::Counter(amount, benchmark::Counter::kIsRate); };
+  state.counters["live %"] = 100.0 * static_cast<double>(n_live) / (static_cast<double>(state.iterations()) * static_cast<double>(kFf));
+  state.counters["live GB/s"] = rate(static_cast<double>(n_live * up_row) * 1e-9);
+  state.counters["live GOP/s"] = rate(static_cast<double>(n_live) * 2e-9 * static_cast<double>(kK));
+}
+
+// The limit of the figures above: 96 MiB read by one thread, added up.
+void peak_read(benchmark::State& state) {
+  const std::vector<uint8_t>& w = weights(96 << 20);
+  for (auto _ : state) {
+    uint64_t sum[8] = {};
+    for (size_t at = 0; at + 64 <= w.size(); at += 64) {
+      uint64_t line[8];
+      std::memcpy(line, w.data() + at, sizeof line);
+      for (size_t i = 0; i < 8; ++i) sum[i] += line[i];
+    }
+    benchmark::DoNotOptimize(sum);
+  }
+  state.counters["GB/s"] =
+      benchmark::Counter(static_cast<double>(state.iterations()) * static_cast<double>(w.size()) * 1e-9, benchmark::Counter::kIsRate);
+}
+
 void axpy(benchmark::State& state, const KernelTable* table, DType type) {
   const uint64_t row = row_bytes(type, kK);
   const std::vector<uint8_t>& w = weights(192 << 10);
@@ -136,6 +225,7 @@ void elementwise(benchmark::State& state, const KernelTable* table, int which) {
 }
 
 void add_all() {
+  benchmark::RegisterBenchmark("peak/read", peak_read)->UseRealTime()->Unit(benchmark::kMicrosecond);
   const KernelChoice* choices = nullptr;
   const size_t n = kernel_choices(&choices);
   for (size_t i = 0; i < n; ++i) {
@@ -157,6 +247,18 @@ void add_all() {
           }
       benchmark::RegisterBenchmark(("axpy/" + stem).c_str(), axpy, t, d)->UseRealTime();
     }
+    for (const DType type : {DType::q4_0, DType::q8_0})
+      for (const bool up : {true, false})
+        for (const auto& [form, form_name] : {std::pair{Form::dense, "dense"}, {Form::masked, "masked"}, {Form::gathered, "gathered"}}) {
+          if (!up && form == Form::gathered && !t->matmul_by_neuron[static_cast<size_t>(type)]) continue;
+          for (int percent = 0; percent <= 100; percent += 10)
+            benchmark::RegisterBenchmark(("activity/" + name + "/" + std::string(fth::name(type)) + (up ? "/up/" : "/down/") + form_name +
+                                          "/" + std::to_string(percent))
+                                             .c_str(),
+                                         activity, t, type, up, form, percent)
+                ->UseRealTime()
+                ->Unit(benchmark::kMicrosecond);
+        }
     for (const auto& [n_q, n_tokens] : {std::pair{1, 1}, {2, 1}, {6, 1}, {7, 1}, {6, 8}, {7, 6}})
       for (const DType type : {DType::f32, DType::f16, DType::q8_0})
         benchmark::RegisterBenchmark(("attention/" + name + "/" + std::string(fth::name(type)) + "/n_q:" + std::to_string(n_q) +

@@ -68,6 +68,10 @@ struct CpuBackend {
         : host_(host), kernels_(kernels), plan_(std::move(plan)), values_(plan_.values.size()), slots_(plan_.n_slots) {}
     Result<> bind_weights(std::span<const fth_binding> weights);
     Result<Event*> submit(std::span<const fth_binding> bindings, const int64_t* scalars);
+    void live_neurons(uint64_t* live, uint64_t* all) const {
+      *live = neurons_.live.load(std::memory_order_relaxed);
+      *all = neurons_.all.load(std::memory_order_relaxed);
+    }
 
    private:
     Result<std::byte*> resolve(const fth_binding& b, uint64_t bytes, uint64_t alignment, std::string_view what, uint64_t index) const;
@@ -76,6 +80,7 @@ struct CpuBackend {
     const KernelTable& kernels_;
     SegmentPlan plan_;
     std::vector<std::byte*> values_, slots_;  // Run's tables: weights since compile, the rest of the last submit
+    NeuronCounts neurons_;
     Event event_;
   };
 
@@ -140,7 +145,8 @@ Result<CpuBackend::Event*> CpuBackend::Executable::submit(std::span<const fth_bi
                 .slots = slots_.data(),
                 .n_tokens = scalars[FTH_SCALAR_TOKENS],
                 .pos = scalars[FTH_SCALAR_POS],
-                .n_slots = plan_.n_slots > 0 ? scalars[FTH_SCALAR_SLOTS] : 0};
+                .n_slots = plan_.n_slots > 0 ? scalars[FTH_SCALAR_SLOTS] : 0,
+                .neurons = neurons_};
   if (run.n_tokens < 1 || run.n_tokens > plan_.n_tokens)
     return fail(Code::invalid_argument, text(plan_.name, ": ", run.n_tokens, " tokens, the bucket is ", plan_.n_tokens));
   if (run.pos < 0 || run.pos > (int64_t{1} << 40)) return fail(Code::invalid_argument, text(plan_.name, ": position ", run.pos));

@@ -2,6 +2,7 @@
 // A segment, checked and turned into steps: what estimate() answers from and what an executable runs. One function, plan_segment(), serves both,
 // so an estimate that says yes is a compile that succeeds, and its workspace is exactly the one the steps use.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -32,6 +33,11 @@ struct Value {
   uint32_t first_slot = 0, n_slots = 0;  // SLOTS: its range of Run::slots
 };
 
+// Of rows that EXPERTS had alone in their slots: relaxed sums, read between submits.
+struct NeuronCounts {
+  std::atomic<uint64_t> live{0}, all{0};
+};
+
 // One submit as the steps see it.
 struct Run {
   const sdk::Host& host;
@@ -39,6 +45,7 @@ struct Run {
   std::byte* const* values;  // by ValueId; null for SLOTS
   std::byte* const* slots;   // by Value::first_slot + slot; null where unused
   int64_t n_tokens, pos, n_slots;
+  NeuronCounts& neurons;
 
   template <class T>
   T* at(ValueId v) const {
@@ -112,10 +119,11 @@ struct ExpertsStep {
   bool silu;
   DownOrder order;
   // Scratch. Row i of the packed areas belongs to rows[i], so that the rows of one slot are adjacent.
-  ValueId place;   // i32[N*K]: where row r stands in rows[], or -1
-  ValueId x_q8;    // for quantised gate or up
-  ValueId x_f32;   // for the others
-  ValueId hidden;  // Q8 rows of F values for a quantised down, but f32[F] for a row per neuron and for other types
+  ValueId place;    // i32[N*K]: where row r stands in rows[], or -1
+  ValueId pending;  // i32[S]: a slot's items whose hidden values are still to come
+  ValueId x_q8;     // for quantised gate or up
+  ValueId x_f32;    // for the others
+  ValueId hidden;   // Q8 rows of F values for a quantised down, but f32[F] for a row per neuron and for other types
 };
 struct ExpertGatesStep {
   ValueId x, slot_begin, rows, act, y;  // act: x itself, or its Q8 rows

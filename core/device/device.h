@@ -101,6 +101,13 @@ class Executable {
   Result<> wait(fth_event* event) const {
     return call_plugin([&](fth_error* e) { return h_.api().wait(event, e); });
   }
+  // fth_backend::live_neurons; both 0 where nothing is counted.
+  void live_neurons(uint64_t* live, uint64_t* all) const {
+    *live = *all = 0;
+    const fth_backend& api = h_.api();
+    if (api.struct_size >= offsetof(fth_backend, live_neurons) + sizeof api.live_neurons && api.live_neurons)
+      api.live_neurons(h_.get(), live, all);
+  }
 
  private:
   ExecutableHandle h_;

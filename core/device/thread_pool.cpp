@@ -72,7 +72,8 @@ struct ThreadPool::Impl {
   std::atomic<bool> stop{false};
 
   bool spin = true;
-  std::mutex caller;  // one parallel_for at a time
+  std::mutex caller;     // one parallel_for at a time
+  uint64_t n_loops = 0;  // under `caller`
   std::vector<std::thread> workers;
 
   // Runs indices until none is left; returns how many.
@@ -155,6 +156,11 @@ ThreadPool::~ThreadPool() {
 
 uint32_t ThreadPool::n_threads() const { return static_cast<uint32_t>(impl_->workers.size()) + 1; }
 
+uint64_t ThreadPool::n_loops() const {
+  const std::lock_guard lock(impl_->caller);
+  return impl_->n_loops;
+}
+
 void ThreadPool::set_recorder(Recorder* recorder) {
   FTH_CHECK(recorder == nullptr || recorder->n_threads() >= n_threads(), "a recorder has a lane for each thread of the pool");
   const std::lock_guard lock(impl_->caller);
@@ -169,6 +175,7 @@ void ThreadPool::parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), v
     return;
   }
   const std::lock_guard lock(p.caller);
+  ++p.n_loops;
   p.body = body;
   p.arg = arg;
   p.n = n;

@@ -23,10 +23,13 @@ class ThreadPool {
 
   uint32_t n_threads() const;
 
-  // Runs body(arg, i) once for each i in [0, n), on the workers and the caller; returns when all are done. Indices are taken one at a time as
-  // threads come free, so a thread that lost its core costs its share and no more. Callable from any one thread at a time (a second caller
+  // Runs body(arg, i) once for each i in [0, n), on the workers and the caller; returns when all are done. Indices are taken in ascending order, one at a time
+  // as threads come free, so a thread that lost its core costs its share and no more. Callable from any one thread at a time (a second caller
   // waits); not from inside a body.
   void parallel_for(uint32_t n, void (*body)(void* arg, uint32_t i), void* arg);
+
+  // Calls of parallel_for that woke the workers, since the start: each is a barrier. From the thread that calls parallel_for.
+  uint64_t n_loops() const;
 
   // Where threads note when they were at work; null: nowhere. From the thread that calls parallel_for, between calls; the recorder lives until it is
   // replaced, and has a lane for each thread.

@@ -457,6 +457,21 @@ const std::string& Engine::template_note() const { return impl_->template_note; 
 Registry& Engine::registry() { return *impl_->registry; }
 const EngineOptions& Engine::options() const { return impl_->options; }
 
+std::vector<Engine::LiveNeurons> Engine::live_neurons() const {
+  std::vector<LiveNeurons> layers(static_cast<size_t>(impl_->model->config.n_layer));
+  bool any = false;
+  for (const std::unique_ptr<Compiled>& c : impl_->compiled) {
+    if (!c || c->segment.kind != SegmentKind::experts) continue;
+    LiveNeurons counted;
+    c->executable.live_neurons(&counted.live, &counted.all);
+    LiveNeurons& layer = layers[static_cast<size_t>(c->segment.layer)];
+    layer.live += counted.live;
+    layer.all += counted.all;
+    any |= counted.all > 0;
+  }
+  return any ? layers : std::vector<LiveNeurons>();
+}
+
 std::unique_ptr<Recorder> Engine::new_recorder() const {
   RecorderShape shape;
   shape.n_threads = impl_->registry->pool().n_threads();

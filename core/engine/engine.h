@@ -125,6 +125,13 @@ class Engine {
 
   uint64_t slot_bytes() const;  // of one streamed expert, blocks included; 0 for a dense model
 
+  // Neurons of one layer's experts that the devices have counted since open(): of tokens that had an expert to themselves, as in decode.
+  struct LiveNeurons {
+    uint64_t live = 0, all = 0;
+  };
+  // By layer; empty where no device counts them: no experts, or an activation that leaves no neuron at zero.
+  std::vector<LiveNeurons> live_neurons() const;
+
   // A recorder with a lane for each thread and device of this engine.
   std::unique_ptr<Recorder> new_recorder() const;
   // Where all of this engine's sessions note what they do when; null (as at the start): nowhere. Between steps, from the thread that runs them. It was made

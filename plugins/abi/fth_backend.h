@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 #define FTH_ABI_MAJOR 1u /* removed, reordered or retyped something */
-#define FTH_ABI_MINOR 0u /* appended a field or a function pointer   */
+#define FTH_ABI_MINOR 1u /* appended a field or a function pointer   */
 
 typedef int32_t fth_code; /* values of the canonical (absl) status codes */
 enum {
@@ -50,8 +50,9 @@ typedef struct fth_host {
   uint32_t n_threads; /* workers that parallel_for uses, the caller included */
   void* self;
   void (*log)(void* self, int32_t level, const char* message);
-  /* Runs body(arg, i) once for each i in [0, n) on the host's pool, in any order and at once; returns when all are done, with all writes
-   * visible. `body` must not throw and must not call parallel_for. n may be larger than n_threads: chunks are taken as threads come free. */
+  /* Runs body(arg, i) once for each i in [0, n) on the host's pool; returns when all are done, with all writes visible. n may be larger than n_threads:
+   * each thread takes indices in ascending order as it comes free. A body may wait for what smaller indices do, and for nothing else; it must not
+   * throw and must not call parallel_for. */
   void (*parallel_for)(void* self, uint32_t n, void (*body)(void* arg, uint32_t i), void* arg);
 } fth_host;
 
@@ -175,6 +176,10 @@ typedef struct fth_backend {
   fth_code (*submit)(fth_executable*, const fth_binding* bindings, uint32_t n_bindings, const int64_t* scalars, fth_event** out,
                      fth_error* err);
   fth_code (*wait)(fth_event*, fth_error* err); /* blocks, then frees the event */
+
+  /* Since 1.1; NULL where nothing is counted. Of the rows that this executable's EXPERTS had alone in their slots since it was compiled: neurons whose
+   * gate let something pass, and all neurons. Between submits. */
+  void (*live_neurons)(fth_executable*, uint64_t* live, uint64_t* all);
 } fth_backend;
 
 /* The one exported symbol. NULL if the plugin cannot serve this major version. `host` outlives the plugin. */

@@ -117,8 +117,8 @@ class Host {
   explicit Host(const fth_host* host) : host_(host) {}
   uint32_t n_threads() const { return host_->n_threads; }
   void log(int32_t level, const std::string& message) const { host_->log(host_->self, level, message.c_str()); }
-  // f(uint32_t i) once for each i in [0, n), at once and in any order; returns when all are done. f must not throw (the process ends if it
-  // does) and must not call parallel_for.
+  // f(uint32_t i) once for each i in [0, n), each thread in ascending order; returns when all are done. f must not throw (the process ends if it
+  // does) and must not call parallel_for; it may wait for what smaller indices do.
   template <class F>
   void parallel_for(uint32_t n, F&& f) const {
     using Body = std::remove_reference_t<F>;
@@ -286,6 +286,10 @@ class Table {
   static fth_code wait(fth_event* event, fth_error* err) {
     return guard(err, [&] { return self(event)->wait(); });
   }
+  static constexpr bool kCountsNeurons = requires(const Executable& x, uint64_t* n) { x.live_neurons(n, n); };
+  static void live_neurons([[maybe_unused]] fth_executable* x, [[maybe_unused]] uint64_t* live, [[maybe_unused]] uint64_t* all) {
+    if constexpr (kCountsNeurons) self(x)->live_neurons(live, all);
+  }
 
  public:
   static constexpr fth_backend kTable = {.struct_size = sizeof(fth_backend),
@@ -306,7 +310,8 @@ class Table {
                                          .compile = compile,
                                          .release = release,
                                          .submit = submit,
-                                         .wait = wait};
+                                         .wait = wait,
+                                         .live_neurons = kCountsNeurons ? live_neurons : nullptr};
   static const fth_backend* query(uint32_t abi_major, const fth_host* host) noexcept {
     if (abi_major != FTH_ABI_MAJOR || host == nullptr || host->struct_size < sizeof(fth_host)) return nullptr;
     host_.store(host);

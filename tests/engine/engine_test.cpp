@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 
+#include "core/device/thread_pool.h"
 #include "tests/engine/npy.h"
 
 namespace fth {
@@ -67,6 +68,30 @@ std::vector<int32_t> long_prompt(Engine& engine) {
   std::string text;
   for (int i = 0; i < 12; ++i) text += kPrompt + std::string("Der alte Lehrer kauft ein rotes Auto.<|im_end|>\n");
   return engine.tokenizer().encode(text, SpecialTokens::parse);
+}
+
+TEST(Engine, ALayerOfADecodedTokenHasFewBarriersAndSaysWhatLives) {
+  const auto engine = open(options());
+  auto session = engine->new_session();
+  ASSERT_TRUE(session);
+  ASSERT_TRUE(session->prefill(engine->tokenizer().encode(kPrompt, SpecialTokens::parse)));
+  ThreadPool& pool = engine->registry().pool();
+  if (pool.n_threads() < 2) GTEST_SKIP() << "one thread: no barriers";
+  const uint64_t before = pool.n_loops();
+  constexpr uint64_t kTokens = 4;
+  for (uint64_t i = 0; i < kTokens; ++i) ASSERT_TRUE(session->decode(1));
+  // Router; Q, K and V; attention; its output; experts. One more for the head.
+  const auto layers = static_cast<uint64_t>(engine->model().config.n_layer);
+  EXPECT_LE(pool.n_loops() - before, kTokens * (5 * layers + 1));
+
+  const auto live = engine->live_neurons();
+  ASSERT_EQ(live.size(), layers);
+  const Config& c = engine->model().config;
+  for (const Engine::LiveNeurons& n : live) {
+    EXPECT_GE(n.all, kTokens * static_cast<uint64_t>(c.top_k * engine->model().layers[0].gate.rows));
+    EXPECT_GT(n.live, 0u);
+    EXPECT_LT(n.live, n.all);
+  }
 }
 
 TEST(Engine, AnswersAsTheModelWasTrainedTo) {

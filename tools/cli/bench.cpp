@@ -225,6 +225,8 @@ boost::json::object bench_json(const BenchFlags& f, Opened& opened, const std::v
     out["wrong_guesses_per_token"] = static_cast<double>(tg->io.wrong_guesses) / tokens;
     out["overlap"] = std::min(1.0, std::max(tg->seconds - tg->io.stall_seconds, tg->io.io_seconds) / tg->seconds);
   }
+  const std::vector<double> live = live_shares(*opened.engine);
+  if (!live.empty()) out["live_neurons"] = boost::json::value_from(live);
   out["bytes_per_second"] = opened.profile.bytes_per_second;
   out["cpu"] = opened.profile.cpu;
   out["isa"] = isa_of(registry);
@@ -303,6 +305,7 @@ Result<int> run(BenchFlags& f) {
   Registry& registry = opened.engine->registry();
   say(text("%s, %s, %u threads, %s; %lld repetitions", opened.profile.cpu.c_str(), isa_of(registry).c_str(), registry.pool().n_threads(),
            f.tokens.empty() ? "random tokens" : f.tokens.c_str(), static_cast<long long>(f.repetitions)));
+  if (const std::string live = live_text(live_shares(*opened.engine)); !live.empty()) say(live);
   const double predicted = opened.engine->plan().tokens_per_second();
   for (const Row& row : rows)
     if (row.decode && predicted > 0)

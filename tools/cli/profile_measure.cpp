@@ -8,6 +8,7 @@
 #include "core/text/sampler.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/machine.h"
+#include "tools/cli/report.h"
 
 namespace fth::cli {
 namespace {
@@ -115,6 +116,7 @@ Result<Column> measure_column(Engine& engine, std::string name, const ProfileWor
   m.session().set_on_routing({});
   if (!done) return tl::unexpected<Error>(std::move(done).error());
   const PageFaults after = page_faults();
+  column.live = live_shares(engine);
   column.minor_faults = after.minor - before.minor;
   column.major_faults = after.major - before.major;
   for (const Event& e : column.recorder->counters().events())

@@ -38,6 +38,7 @@ struct Column {
   uint64_t resident_bytes = 0;
   int64_t minor_faults = 0, major_faults = 0;  // while measuring
   std::vector<uint64_t> experts;               // [layer * n_expert + expert] how often chosen, over what was measured
+  std::vector<double> live;                    // live_shares()
   std::unique_ptr<Recorder> recorder;
 };
 

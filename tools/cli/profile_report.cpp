@@ -174,6 +174,7 @@ boost::json::object column_json(const Profile& p, const Column& c) {
           {"predicted_s", c.predicted_s},
           {"experts", c.streaming.empty() ? "resident" : c.streaming},
           {"arenas", std::move(arenas)},
+          {"live_neurons", boost::json::value_from(c.live)},
           {"resident_bytes", c.resident_bytes},
           {"minor_faults", c.minor_faults},
           {"major_faults", c.major_faults},
@@ -196,6 +197,8 @@ std::string profile_text(const Profile& p) {
   out += "every device and segment (CPU/wall: threads busy, spinning ones too; FLOPs of experts as if no neuron were dead)\n" + details(p) +
          "\nwhole steps\n";
   for (const Column& c : p.columns) out += column_lines(c);
+  for (const Column& c : p.columns)
+    if (!c.live.empty()) out += "  " + printable(c.name) + ": " + live_text(c.live) + '\n';
   if (p.last_s > 0)
     out += text("\ndrift: a token of the first cell took %s, at the end again %s (%+.0f %%)", time_text(p.first_s).c_str(),
                 time_text(p.last_s).c_str(), std::round(100 * p.drift()) + 0.0) +

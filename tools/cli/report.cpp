@@ -14,6 +14,24 @@ namespace fth::cli {
 
 double per_second(double amount, double seconds) { return seconds > 0 ? amount / seconds : 0; }
 
+std::vector<double> live_shares(const Engine& engine) {
+  std::vector<double> shares;
+  for (const Engine::LiveNeurons& n : engine.live_neurons())
+    shares.push_back(n.all > 0 ? static_cast<double>(n.live) / static_cast<double>(n.all) : 0);
+  return shares;
+}
+
+std::string live_text(std::span<const double> shares) {
+  if (shares.empty()) return {};
+  double sum = 0;
+  std::string by_layer;
+  for (const double share : shares) {
+    sum += share;
+    by_layer += text(" %.0f", 100 * share);
+  }
+  return text("live neurons %.1f %%; by layer:", 100 * sum / static_cast<double>(shares.size())) + by_layer;
+}
+
 std::string segment_table(const Stats& stats) {
   Table table("llrrr", {"device", "segment", "runs", "time", "read"});
   for (const SegmentTime& s : stats.segments)

@@ -2,7 +2,9 @@
 // What a run says at its end: what ran where, and one line of speeds. The same figures as JSON.
 
 #include <boost/json/object.hpp>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "tools/cli/open.h"
 
@@ -20,6 +22,11 @@ double overlap(const Stats& stats);
 // What went to and came from the file of the KV cache; empty when it is all in memory.
 std::string kv_line(const Stats& stats);
 std::string refusal_lines(const Plan& plan);
+
+// By layer, which share of the neurons of the chosen experts let something pass, of single tokens since the engine was opened. Empty where no device counts them.
+std::vector<double> live_shares(const Engine& engine);
+// "live neurons 34.9 %; by layer: 36 35 34"; empty when there are none.
+std::string live_text(std::span<const double> shares);
 
 boost::json::object stats_json(const Opened& opened, const Stats& stats);
 // The devices that the plan uses, "cpu, vulkan:0".

@@ -158,39 +158,45 @@ inline void dot_sub_scaled(const uint8_t* w, const int16_t* scales, const int8_t
   }
 }
 
-// One column: four rows at a time, straight from the weights.
+// One column or two: four rows at a time, straight from the weights.
 using D = float32x4_t;
 inline void d_store(float* p, D v) { vst1q_f32(p, v); }
 inline I sum_rows(const I* v) { return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3])); }
 
-template <class Q>
-inline D decode(Q q, const uint8_t* const* rows, const uint8_t* const* next, const Act& act, int64_t n_groups) {
-  D sum = vdupq_n_f32(0.0f);
+template <int C, class Q>
+inline void decode(Q q, const uint8_t* const* rows, const Ahead& ahead, const Act* act, int64_t n_groups, D* sum) {
+  for (int c = 0; c < C; ++c) sum[c] = vdupq_n_f32(0.0f);
   for (int64_t b = 0; b < n_groups; ++b) {
-    const int8x16_t a0 = vld1q_s8(act.q + b * 32), a1 = vld1q_s8(act.q + b * 32 + 16);
-    I v[4], second[4];
+    I v[C][4], second[C][4];
     float scale[4], offset[4];
     int32_t sub0[4] = {}, sub1[4] = {};
     for (int r = 0; r < 4; ++r) {
-      __builtin_prefetch(Q::block(next[r], b));
+      __builtin_prefetch(Q::block(ahead.rows[r], b));
       const Codes codes = group_codes(q, rows[r], b);
       scale[r] = Q::scale(rows[r], b);
       if constexpr (kHasSubScales<Q>) {
-        v[r] = vdotq_s32(vdupq_n_s32(0), codes.half[0], a0);
-        second[r] = vdotq_s32(vdupq_n_s32(0), codes.half[1], a1);
         sub0[r] = Q::sub_scale(Q::block(rows[r], b), b, 0);
         sub1[r] = Q::sub_scale(Q::block(rows[r], b), b, 1);
       } else {
-        v[r] = vdotq_s32(vdotq_s32(vdupq_n_s32(0), codes.half[0], a0), codes.half[1], a1);
         offset[r] = Q::offset(rows[r], b);
       }
+      for (int c = 0; c < C; ++c) {
+        const int8x16_t a0 = vld1q_s8(act[c].q + b * 32), a1 = vld1q_s8(act[c].q + b * 32 + 16);
+        v[c][r] = vdotq_s32(vdupq_n_s32(0), codes.half[0], a0);
+        if constexpr (kHasSubScales<Q>) {
+          second[c][r] = vdotq_s32(vdupq_n_s32(0), codes.half[1], a1);
+        } else {
+          v[c][r] = vdotq_s32(v[c][r], codes.half[1], a1);
+        }
+      }
     }
-    I dot = sum_rows(v);
-    if constexpr (kHasSubScales<Q>) dot = vmlaq_s32(vmulq_s32(dot, vld1q_s32(sub0)), sum_rows(second), vld1q_s32(sub1));
-    sum = vfmaq_f32(sum, vld1q_f32(scale), vmulq_f32(vdupq_n_f32(act.scale(b)), vcvtq_f32_s32(dot)));
-    if constexpr (kHasOffset<Q>) sum = vfmaq_f32(sum, vld1q_f32(offset), vdupq_n_f32(act.sum(b)));
+    for (int c = 0; c < C; ++c) {
+      I dot = sum_rows(v[c]);
+      if constexpr (kHasSubScales<Q>) dot = vmlaq_s32(vmulq_s32(dot, vld1q_s32(sub0)), sum_rows(second[c]), vld1q_s32(sub1));
+      sum[c] = vfmaq_f32(sum[c], vld1q_f32(scale), vmulq_f32(vdupq_n_f32(act[c].scale(b)), vcvtq_f32_s32(dot)));
+      if constexpr (kHasOffset<Q>) sum[c] = vfmaq_f32(sum[c], vld1q_f32(offset), vdupq_n_f32(act[c].sum(b)));
+    }
   }
-  return sum;
 }
 
 // Neuron-major: eight outputs to a vector of int16 sums. q4_0's wrap, but less 8 for each code they are at most 32 * 8 * 127, so that the

@@ -1,12 +1,13 @@
-// EXPERTS: all slots of a submit in two barriers, three when there are several tokens.
+// EXPERTS: all slots of a submit in one parallel loop, two when there are several tokens.
 //   1. Each token's activations go to the packed row of every (token, rank) that a slot has, so that a slot's rows are adjacent.
 //   2. Items of (slot, neurons): gate rows; then only the up rows of neurons that some row of the block keeps alive; hidden values, quantised
 //      at once in pieces of whole blocks, so that no barrier stands between this and the next.
-//   3. Items of (slot, outputs): down.
+//   3. Items of (slot, outputs): down, each as soon as its slot's hidden values are there.
 // Every sum is within one row and in a fixed order: neither the split into items nor the other slots of the submit reach the bits.
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 
 #include "backends/cpu/planner.h"
@@ -76,6 +77,7 @@ Result<> plan_experts(Planner& p) {
   const bool any_q8 = is_quantized(s.gate_type) || is_quantized(s.up_type);
   const bool any_f32 = !is_quantized(s.gate_type) || !is_quantized(s.up_type);
   s.place = p.scratch(n * sizeof(int32_t));
+  s.pending = p.scratch(static_cast<uint64_t>(s.max_slots) * sizeof(int32_t));
   s.x_q8 = any_q8 ? p.scratch(n * q8_row_bytes(s.width)) : kNoValue;
   s.x_f32 = any_f32 ? p.scratch(n * f32_bytes(s.width)) : kNoValue;
   s.hidden = p.scratch(n * (hidden_q8 ? q8_row_bytes(s.ff) : f32_bytes(s.ff)));
@@ -194,6 +196,10 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
         live[static_cast<size_t>(n_live)] = static_cast<int32_t>(r);
         n_live += alive[static_cast<size_t>(r)];
       }
+      if (columns(slot) == 1) {
+        run.neurons.live.fetch_add(static_cast<uint64_t>(n_live), std::memory_order_relaxed);
+        run.neurons.all.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
+      }
       if (n_live > 0) product(s.up, s.up_type, i, n_cols, up.data(), n_live == n ? nullptr : live.data(), n_live);
       // A dead neuron is exactly zero, whatever its up row says and whether or not a neighbour had that row computed.
       for (int64_t c = 0; c < n_cols; ++c)
@@ -263,10 +269,29 @@ void Experts::down_row_per_neuron(int64_t slot, int64_t col0, int64_t n) const {
         run.kernels.axpy[static_cast<size_t>(s.down_type)](n, h, row, y + rows[i] * s.width + col0);
 }
 
+void cpu_relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // Sizes of pieces: about eight per thread over all busy slots, in multiples of `unit`, at most `max`.
 int64_t piece_size(int64_t total, int64_t busy_slots, int64_t n_threads, int64_t unit, int64_t max) {
   const int64_t size = total * busy_slots / (n_threads * 8);
   return std::clamp(size / unit * unit, unit, std::max(unit, max / unit * unit));
+}
+
+// Pairs with the acquire-release subtractions: what was written before the last of them is seen. Spins about as long as an item takes, then sleeps, as the
+// other thread may have lost its core.
+void wait_for_zero(std::atomic_ref<int32_t> left) {
+  for (int i = 0; i < 1024; ++i) {
+    if (left.load(std::memory_order_acquire) == 0) return;
+    cpu_relax();
+  }
+  for (int32_t seen = left.load(std::memory_order_acquire); seen != 0; seen = left.load(std::memory_order_acquire))
+    left.wait(seen, std::memory_order_acquire);
 }
 
 }  // namespace
@@ -288,11 +313,6 @@ Result<> run_step(const ExpertsStep& s, const Run& run) {
     most = std::max(most, x.columns(slot));
   }
   const int64_t neurons = piece_size(s.ff, busy, threads, 32, kTileRows), per_slot = ceil_div(s.ff, neurons);
-  parallel(run.host, run.n_slots * per_slot, [&](uint32_t item) {
-    const int64_t slot = item / per_slot, row0 = item % per_slot * neurons;
-    if (x.columns(slot) > 0) x.neurons(slot, row0, std::min(neurons, s.ff - row0));
-  });
-
   // Whole blocks of a row per neuron; whole cache lines of neuron-major codes.
   const bool per_neuron = s.order == DownOrder::row_per_neuron;
   const int64_t unit = per_neuron ? traits(s.down_type).block : s.order == DownOrder::neuron_major ? kTileRows : 8;
@@ -301,9 +321,24 @@ Result<> run_step(const ExpertsStep& s, const Run& run) {
   const bool runs = s.order == DownOrder::neuron_major && most == 1;
   const int64_t outputs = piece_size(s.width * (runs ? 4 : 1), busy, threads, unit, tiles ? kTileRows : s.width);
   const int64_t pieces = ceil_div(s.width, outputs);
-  parallel(run.host, run.n_slots * pieces, [&](uint32_t item) {
-    const int64_t slot = item / pieces, at = item % pieces * outputs, n = std::min(outputs, s.width - at);
+
+  // One loop for both halves: a slot's down waits for that slot's hidden values alone. Threads take items in ascending order, so whatever an item waits for
+  // runs already, or is done: nothing deadlocks, and only the last slots are ever waited for.
+  int32_t* const pending = run.at<int32_t>(s.pending);
+  for (int64_t slot = 0; slot < run.n_slots; ++slot) pending[slot] = static_cast<int32_t>(per_slot);
+  const int64_t first = run.n_slots * per_slot;
+  parallel(run.host, first + run.n_slots * pieces, [&](uint32_t item) {
+    const int64_t slot = item < first ? item / per_slot : (item - first) / pieces;
     if (x.columns(slot) == 0) return;
+    std::atomic_ref<int32_t> left(pending[slot]);
+    if (item < first) {
+      const int64_t row0 = item % per_slot * neurons;
+      x.neurons(slot, row0, std::min(neurons, s.ff - row0));
+      if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) left.notify_all();
+      return;
+    }
+    wait_for_zero(left);
+    const int64_t at = (item - first) % pieces * outputs, n = std::min(outputs, s.width - at);
     if (per_neuron) {
       x.down_row_per_neuron(slot, at, n);
     } else {
