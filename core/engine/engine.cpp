@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "core/base/bytes.h"
 #include "core/base/check.h"
@@ -42,7 +43,9 @@ Segment Engine::Impl::build(SegmentKind kind, int64_t layer, int64_t bucket, Var
     case SegmentKind::attention: return attention_segment(*model, layer, bucket, shapes, variant);
     case SegmentKind::experts: return experts_segment(*model, layer, bucket, variant);
     case SegmentKind::combine: return combine_segment(*model, layer, bucket);
-    case SegmentKind::head: return head_segment(*model, bucket, variant);
+    case SegmentKind::head:
+      if (variant == Variant::screened) return screened_head_segment(*model, screen.plane, screen.mean, screen.k, screen.z);
+      return head_segment(*model, bucket, variant);
   }
   FTH_CHECK(false, "unknown segment kind");
   return {};
@@ -65,14 +68,16 @@ Result<const Buffer*> Engine::Impl::weight(size_t device_index, const Weight& w)
   return &weights.emplace(key, std::move(buffer)).first->second;
 }
 
-Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) {
+size_t Engine::Impl::compiled_at(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const {
   const auto bucket_index = static_cast<size_t>(std::find(std::begin(kBuckets), std::end(kBuckets), bucket) - std::begin(kBuckets));
   const size_t n_layers = static_cast<size_t>(model->config.n_layer) + 1;
-  const size_t index =
-      ((static_cast<size_t>(kind) * n_layers + static_cast<size_t>(layer + 1)) * std::size(kBuckets) + bucket_index) * kVariants +
-      static_cast<size_t>(variant);
-  if (compiled.empty()) compiled.resize(kSegmentKinds * n_layers * std::size(kBuckets) * kVariants);
-  std::unique_ptr<Compiled>& slot = compiled[index];
+  return ((static_cast<size_t>(kind) * n_layers + static_cast<size_t>(layer + 1)) * std::size(kBuckets) + bucket_index) * kVariants +
+         static_cast<size_t>(variant);
+}
+
+Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) {
+  if (compiled.empty()) compiled.resize(kSegmentKinds * static_cast<size_t>(model->config.n_layer + 1) * std::size(kBuckets) * kVariants);
+  std::unique_ptr<Compiled>& slot = compiled[compiled_at(kind, layer, bucket, variant)];
   if (slot) return slot.get();
   auto c = std::make_unique<Compiled>();
   c->segment = build(kind, layer, bucket, variant);
@@ -83,6 +88,7 @@ Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t buc
     const uint64_t gate = l.gate.expert_bytes(), all = expert_bytes(l);
     c->weight_bytes = variant == Variant::gates ? gate : variant == Variant::after_gates ? all - gate : all;
   }
+  if (variant == Variant::screened) c->weight_bytes -= model->output.bytes;  // its rows are counted when they are known
   c->flops_per_row = c->segment.flops_per_row();
   c->flops_per_cell = c->segment.flops_per_cell();
   FTH_ASSIGN_OR_RETURN(const fth_estimate estimate, device(c->device).estimate(c->segment.view()));
@@ -213,6 +219,12 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
         cost.resident_bytes += estimate->resident_bytes;
       }
     }
+    if (kind == SegmentKind::head && screen.plane.bytes > 0) {
+      const Segment screened = screened_head_segment(*model, screen.plane, screen.mean, std::min(kMaxWanted, c.n_vocab), 0);
+      for (size_t d = 0; d < devices.size(); ++d)
+        if (const auto estimate = device(d).estimate(screened.view()); estimate && s.cost[d].supported)
+          s.cost[d].workspace_bytes = std::max(s.cost[d].workspace_bytes, estimate->workspace_bytes);
+    }
     for (size_t d = 1; d < devices.size() && !only_host.empty(); ++d) {
       s.cost[d].supported = false;
       s.cost[d].reason = only_host;
@@ -249,6 +261,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
   const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand) {
     std::vector<Arena> fixed = {{"program", "ram", program_bytes}, {"activations", "ram", activation_bytes(*this)}};
     if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
+    if (screen.plane.bytes > 0) fixed.push_back({"head plane", "ram", screen.arena_bytes()});
     if (kv_pages.n_layers > 0) fixed.push_back({"kv cache, from storage", "ram", kv_pages.staging_bytes()});
     auto mine = segments;
     if (embedding_on_demand && !tied) {
@@ -307,7 +320,7 @@ Result<> Engine::Impl::make_resident() {
     FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::gates));
     FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::after_gates));
   }
-  return {};
+  return screen.plane.bytes > 0 ? make_plane() : Result<>();
 }
 
 Result<> Engine::Impl::make_workspaces() {
@@ -350,7 +363,14 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     impl->chat_template = std::move(*parsed);
   }
   FTH_RETURN_IF_ERROR(impl->detect());
-  FTH_RETURN_IF_ERROR(impl->decide());
+  if (options.head == HeadMode::screened) impl->shape_plane();
+  Result<> decided = impl->decide();
+  if (!decided && decided.error().code == Code::resource_exhausted && impl->screen.plane.bytes > 0) {
+    impl->screen.why_not = "the budget has no room for its plane of " + format_bytes(std::exchange(impl->screen.plane, {}).bytes);
+    decided = impl->decide();
+    if (decided) impl->plan.notes.push_back("the exact head is used: " + impl->screen.why_not);
+  }
+  FTH_RETURN_IF_ERROR(decided);
   if (!options.plan_only) FTH_RETURN_IF_ERROR(impl->make_resident());
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }

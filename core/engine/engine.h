@@ -61,6 +61,20 @@ struct StreamOptions {  // docs/memory.md
   bool verify = false;   // check each expert's checksum as it lands (packed models)
 };
 
+// How far the screened head's estimates are from the products, in their own deviations, at the rows of the largest logits: measured over tokens of the model
+// itself (screened_head.h). Kept by the caller from run to run.
+struct HeadErrors {
+  int64_t positions = 0, samples = 0;
+  double sum = 0, squares = 0, largest = 0;
+  bool enough() const;  // to screen by
+  double z() const;     // a row is skipped when its estimate is so many deviations too small
+};
+
+enum class HeadMode {
+  exact,
+  screened
+};  // screened: logits that cannot be among the wanted ones (Session::set_wanted_logits) are not computed
+
 struct EngineOptions {
   std::filesystem::path model;
   std::vector<Override> overrides;
@@ -76,6 +90,7 @@ struct EngineOptions {
   double bytes_per_second = 0;  // measured memory bandwidth of the host, 0 when unknown; feeds the cost model
   ExpertPlacement experts = ExpertPlacement::automatic;
   StreamOptions stream;
+  HeadMode head = HeadMode::exact;
   bool plan_only = false;                                      // stop after the plan: no weight is touched, sessions are refused
   std::function<void(uint64_t done, uint64_t total)> on_load;  // bytes made resident, from open()'s thread
 };
@@ -110,6 +125,11 @@ class Engine {
   // Keeps the n most used experts in their slots as long as the engine lives; how many there were (fewer than n when fewer are known).
   // resource_exhausted, and nothing is pinned, when fewer than top_k slots would be left; failed_precondition when experts are resident.
   Result<int64_t> pin_most_used(int64_t n);
+
+  // The screened head: "2 bits a weight, 57 MiB, z 5.9 from 64 positions" or why the exact one is used; empty when it was not asked for.
+  std::string screened_head() const;
+  const HeadErrors& head_errors() const;
+  void set_head_errors(const HeadErrors& errors);  // of this model, by its fingerprint; what was measured before is forgotten
 
   uint64_t slot_bytes() const;  // of one streamed expert, blocks included; 0 for a dense model
 

@@ -114,6 +114,8 @@ Result<int> run(LogitsFlags& f) {
   const auto n = static_cast<int64_t>(ids.size());
   const int64_t first_kept = f.last > 0 ? std::max<int64_t>(0, n - f.last) : 0;
   if (f.engine.ctx == 0 && n > 4096) f.engine.ctx = n;  // past the default context: the file says how long it is
+  if (f.engine.lm_head == "screened")
+    return fail(Code::invalid_argument, "--lm-head screened leaves out logits, and `logits` needs all of them: use exact");
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f));
   const int64_t n_vocab = opened.engine->model().config.n_vocab;
   watch_interrupts(SecondPress::ends_the_program);

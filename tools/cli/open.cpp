@@ -142,6 +142,9 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   if (flags.early_gates != "on" && flags.early_gates != "off")
     return fail(Code::invalid_argument, "--expert-early-gates " + flags.early_gates + ": must be on or off");
   out.stream.early_gates = flags.early_gates == "on";
+  if (flags.lm_head != "exact" && flags.lm_head != "screened")
+    return fail(Code::invalid_argument, "--lm-head " + flags.lm_head + ": must be exact or screened");
+  out.head = flags.lm_head == "screened" ? HeadMode::screened : HeadMode::exact;
   out.n_ctx = flags.ctx;
   out.ubatch = flags.ubatch;
   out.kv.dtype = *kv;
@@ -215,6 +218,7 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   options.on_load = [&bar](uint64_t done, uint64_t total) { bar.update(done, total); };
   FTH_ASSIGN_OR_RETURN(out.engine, Engine::open(options));
   bar.clear();
+  out.head = std::make_unique<HeadCache>(*out.engine);
   if (!common.quiet) {
     for (const std::string& note : out.engine->model().notes) say("note: " + printable(note));
     for (const std::string& note : out.engine->plan().notes) say("note: " + printable(note));

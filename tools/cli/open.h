@@ -11,6 +11,7 @@
 
 #include "core/engine/engine.h"
 #include "tools/cli/flags.h"
+#include "tools/cli/head_cache.h"
 #include "tools/cli/machine_profile.h"
 #include "tools/cli/storage_profile.h"
 
@@ -43,6 +44,7 @@ struct Opened {
   std::filesystem::path model;
   StorageProfile storage;  // of the model's disk; measured when experts may have to be streamed
   std::unique_ptr<Engine> engine;
+  std::unique_ptr<HeadCache> head;
 };
 
 enum class Depth { plan_only, weights };
