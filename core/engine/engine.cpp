@@ -312,6 +312,7 @@ Result<> Engine::Impl::make_resident() {
   } else {
     model->file.prefault(nullptr, nullptr);
   }
+  FTH_RETURN_IF_ERROR(reorder());
   FTH_RETURN_IF_ERROR(make_workspaces());
   // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use.
   for (const Placement& p : plan.placements) {
@@ -364,6 +365,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   }
   FTH_RETURN_IF_ERROR(impl->detect());
   if (options.head == HeadMode::screened) impl->shape_plane();
+  const bool reorders = impl->wants_reordered();
   Result<> decided = impl->decide();
   if (!decided && decided.error().code == Code::resource_exhausted && impl->screen.plane.bytes > 0) {
     impl->screen.why_not = "the budget has no room for its plane of " + format_bytes(std::exchange(impl->screen.plane, {}).bytes);
@@ -371,6 +373,12 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     if (decided) impl->plan.notes.push_back("the exact head is used: " + impl->screen.why_not);
   }
   FTH_RETURN_IF_ERROR(decided);
+  if (reorders && impl->streamed()) {
+    impl->keep_order("experts are streamed from the file as it is; `forethought pack` writes one that decodes faster");
+    FTH_RETURN_IF_ERROR(impl->decide());
+  }
+  if (options.repack == Repack::memory && !impl->repack_note.empty())
+    return fail(Code::failed_precondition, "repacking in memory: " + impl->repack_note);
   if (!options.plan_only) FTH_RETURN_IF_ERROR(impl->make_resident());
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
@@ -379,6 +387,7 @@ const Model& Engine::model() const { return *impl_->model; }
 const Plan& Engine::plan() const { return impl_->plan; }
 const Tokenizer& Engine::tokenizer() const { return *impl_->tokenizer; }
 const ChatTemplate& Engine::chat_template() const { return *impl_->chat_template; }
+const std::string& Engine::repacked() const { return impl_->repack_note; }
 const std::string& Engine::template_note() const { return impl_->template_note; }
 Registry& Engine::registry() { return *impl_->registry; }
 const EngineOptions& Engine::options() const { return impl_->options; }

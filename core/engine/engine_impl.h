@@ -113,6 +113,8 @@ struct Engine::Impl {
   std::vector<ReadFile> files;                         // of the model
   GuessTrial guess_trial;
   ScreenedHead screen;
+  std::vector<HostBlock> reordered;  // [layer]: down matrices, neuron-major
+  std::string repack_note;
   Weight embedding;  // embedding_rows as the embed segment's table; empty: the whole table is at hand
   bool streamed() const { return plan.expert_slots > 0; }
 
@@ -138,6 +140,10 @@ struct Engine::Impl {
   Result<> make_resident();
   Result<> make_streamed();
   Result<> make_workspaces();
+  // Down matrices of a plain file in neuron-major order: wanted before the plan is made, which says whether experts are resident, made after it.  [repack.cpp]
+  bool wants_reordered();
+  void keep_order(const std::string& why);
+  Result<> reorder();
   // The screened head.  [screened_head.cpp]
   void shape_plane();
   Result<> make_plane();

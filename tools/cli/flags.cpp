@@ -51,7 +51,11 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("override", value(&flags.overrides, "KEY=VALUE"), "replace a value of the model file, such as context_length=8192")    //
       ("lm-head", value(&flags.lm_head, "HOW"),
        "exact, or screened: a plane of 2 bits a weight says which logits can matter to the sampler (default: exact)")  //
-      ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16, q8_0 (half as large) or f32 (default: f16)")          //
+      ("repack", value(&flags.repack, "WHERE"),
+       "experts of a plain file by neuron, which decodes faster: auto (in memory if all are resident), memory, file (packed once into the "
+       "cache "
+       "folder) or off (default: auto)")                                                                       //
+      ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16, q8_0 (half as large) or f32 (default: f16)")  //
       ("kv", value(&flags.kv_place, "WHERE"),
        "KV cache of layers without a window: auto, memory or storage (default: auto, storage if --ram is too small)")  //
       ("kv-dir", value(&flags.kv_directory, "DIR"), "where that part of the KV cache is kept (default: /var/tmp)")     //

@@ -9,6 +9,7 @@
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
+#include "tools/cli/repack.h"
 
 namespace fth::cli {
 
@@ -144,6 +145,9 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   out.stream.early_gates = flags.early_gates == "on";
   if (flags.lm_head != "exact" && flags.lm_head != "screened")
     return fail(Code::invalid_argument, "--lm-head " + flags.lm_head + ": must be exact or screened");
+  if (flags.repack != "auto" && flags.repack != "memory" && flags.repack != "file" && flags.repack != "off")
+    return fail(Code::invalid_argument, "--repack " + flags.repack + ": must be auto, memory, file or off");
+  out.repack = flags.repack == "off" ? Repack::off : flags.repack == "memory" ? Repack::memory : Repack::automatic;
   out.head = flags.lm_head == "screened" ? HeadMode::screened : HeadMode::exact;
   out.n_ctx = flags.ctx;
   out.ubatch = flags.ubatch;
@@ -209,6 +213,9 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
     say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
         out.profile.note);
   FTH_ASSIGN_OR_RETURN(auto options, engine_options(flags, out.profile, *out.log));
+  if (flags.repack == "file" && depth == Depth::weights) {
+    FTH_ASSIGN_OR_RETURN(out.model, packed_copy(out.model, flags, common));
+  }
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
   // Also where nothing is streamed, if it is known: a sweep asks for it.
@@ -224,6 +231,7 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
     for (const std::string& note : out.engine->plan().notes) say("note: " + printable(note));
     if (common.verbose && out.engine->plan().expert_slots > 0)
       say("storage: " + (out.storage.bytes_per_second > 0 ? format_rate(out.storage.bytes_per_second) + ", " : "") + out.storage.note);
+    if (common.verbose && !out.engine->repacked().empty()) say("repacked: " + out.engine->repacked());
     if (common.verbose && !out.engine->streaming().empty()) say("experts: " + out.engine->streaming());
   }
   return out;
