@@ -68,8 +68,10 @@ struct ScreenedHead {
   HeadErrors errors;
   int64_t k = 0;  // of the compiled segment, with z
   double z = 0;
-  uint64_t tokens = 0, rows = 0;  // screened, and rows multiplied for them
-  uint64_t arena_bytes() const { return plane.bytes + mean.bytes; }
+  uint64_t tokens = 0, rows = 0;               // screened, and rows multiplied for them
+  static constexpr int64_t kMeasuredRows = 8;  // positions at once while errors are measured: their logits take memory
+  uint64_t data_bytes() const { return plane.bytes + mean.bytes; }
+  uint64_t arena_bytes() const { return data_bytes() + static_cast<uint64_t>(kMeasuredRows * plane.rows) * sizeof(float); }
 };
 
 struct Engine::Impl {

@@ -65,7 +65,7 @@ Result<> Engine::Impl::reorder() {
     down.stride = down.expert_bytes();
     down.data = block.data();
     reordered.push_back(std::move(block));
-    if (options.on_load) options.on_load(static_cast<uint64_t>(i + 1), static_cast<uint64_t>(c.n_layer));
+    if (options.on_load) options.on_load(static_cast<uint64_t>(i + 1) * down.bytes, static_cast<uint64_t>(c.n_layer) * down.bytes);
   }
   char seconds[32];
   std::snprintf(seconds, sizeof seconds, "%.2f", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());

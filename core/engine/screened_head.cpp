@@ -15,7 +15,6 @@ namespace fth {
 namespace {
 
 constexpr int64_t kMeasured = 64, kEnough = 32;  // positions of one prompt that are looked at, and that are needed
-constexpr int64_t kMeasuredRows = 8;             // of them at once: their logits take memory
 constexpr int64_t kLargest = 40;                 // logits of each that are compared
 // The errors of the largest logits are close to normal, but not around zero: a product is among the largest also because its error went up. Five of their own
 // deviations above their mean is one in three million, and a quarter above the largest seen allows for longer tails.
@@ -77,7 +76,7 @@ Result<> Engine::Impl::make_plane() {
     return read.run(bindings, std::array<int64_t, FTH_SCALAR_COUNT>{n, 0, 0});
   };
 
-  FTH_ASSIGN_OR_RETURN(screen.memory, HostBlock::allocate(screen.arena_bytes(), "head plane"));
+  FTH_ASSIGN_OR_RETURN(screen.memory, HostBlock::allocate(screen.data_bytes(), "head plane"));
   auto* const plane = screen.memory.data();
   auto* const mean = reinterpret_cast<float*>(screen.memory.data() + screen.plane.bytes);
   // Of some rows, evenly spread: whatever is subtracted here is added again by the op.
@@ -106,7 +105,7 @@ Result<> Engine::Impl::make_plane() {
     FTH_RETURN_IF_ERROR(read_rows(first, 1, n));
     Part part{values, mean, plane + static_cast<uint64_t>(first) * plane_row_bytes(width), n, width};
     registry->pool().parallel_for(static_cast<uint32_t>((n + kRowsEach - 1) / kRowsEach), encode, &part);
-    if (options.on_load) options.on_load(static_cast<uint64_t>(first + n), static_cast<uint64_t>(vocabulary));
+    if (options.on_load) options.on_load(static_cast<uint64_t>(first + n) * plane_row_bytes(width), screen.plane.bytes);
   }
   screen.plane.data = plane;
   screen.mean.data = screen.memory.data() + screen.plane.bytes;
@@ -193,8 +192,8 @@ Result<> SegmentRunner::wanted_head(int64_t k) {
   ScreenedHead& screen = e_.screen;
   HeadStats& stats = s_.stats.head;
   if (!screen.errors.enough()) {
-    for (int64_t row = std::max<int64_t>(0, n_ - kMeasured); row < n_ - 1; row += kMeasuredRows)
-      FTH_RETURN_IF_ERROR(measure_head(row, std::min(kMeasuredRows, n_ - 1 - row)));
+    for (int64_t row = std::max<int64_t>(0, n_ - kMeasured); row < n_ - 1; row += ScreenedHead::kMeasuredRows)
+      FTH_RETURN_IF_ERROR(measure_head(row, std::min(ScreenedHead::kMeasuredRows, n_ - 1 - row)));
     ++stats.exact;
     return measure_head(n_ - 1, 1);  // row 0 of the logits is the last position's
   }

@@ -109,13 +109,13 @@ class Dumps {
 
 Result<int> run(LogitsFlags& f) {
   if (f.tokens.empty() || f.out.empty()) return fail(Code::invalid_argument, "--tokens FILE and --out FILE are needed; see --help");
+  if (f.engine.lm_head == "screened")
+    return fail(Code::invalid_argument, "--lm-head screened leaves out logits, and `logits` needs all of them: use exact");
   if (f.last < 0) return fail(Code::invalid_argument, text("--last %lld: must be 1 or more", static_cast<long long>(f.last)));
   FTH_ASSIGN_OR_RETURN(const auto ids, read_tokens(f.tokens));
   const auto n = static_cast<int64_t>(ids.size());
   const int64_t first_kept = f.last > 0 ? std::max<int64_t>(0, n - f.last) : 0;
   if (f.engine.ctx == 0 && n > 4096) f.engine.ctx = n;  // past the default context: the file says how long it is
-  if (f.engine.lm_head == "screened")
-    return fail(Code::invalid_argument, "--lm-head screened leaves out logits, and `logits` needs all of them: use exact");
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f));
   const int64_t n_vocab = opened.engine->model().config.n_vocab;
   watch_interrupts(SecondPress::ends_the_program);
