@@ -77,5 +77,6 @@ Result<> plan_glu(Planner&);
 Result<> plan_experts(Planner&);
 Result<> plan_expert_gates(Planner&);
 Result<> plan_combine(Planner&);
+Result<> plan_head_screened(Planner&);
 
 }  // namespace fth::cpu

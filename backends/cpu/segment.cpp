@@ -153,6 +153,7 @@ Result<> plan_op(Planner& p) {
     case FTH_OP_EXPERTS: return plan_experts(p);
     case FTH_OP_EXPERT_GATES: return plan_expert_gates(p);
     case FTH_OP_COMBINE: return plan_combine(p);
+    case FTH_OP_HEAD_SCREENED: return plan_head_screened(p);
     default: return p.unsupported("the cpu backend does not know this op");
   }
 }

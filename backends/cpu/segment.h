@@ -136,8 +136,18 @@ struct CombineStep {
   int64_t width, top_k;
 };
 
+struct HeadScreenedStep {
+  ValueId x, weight, plane, mean, act, y;
+  DType type;
+  int64_t width, rows, k;
+  float z;
+  uint64_t row_bytes, act_bytes;
+  bool fine;
+  ValueId input;  // scratch: x rotated and rounded; the best rows of every item; the rows that are tried first, with their products
+};
+
 using Step = std::variant<EmbedStep, NormStep, QuantizeStep, MatmulStep, RopeTableStep, RopeStep, AttentionStep, AddStep, GluStep,
-                          ExpertsStep, ExpertGatesStep, CombineStep>;
+                          ExpertsStep, ExpertGatesStep, CombineStep, HeadScreenedStep>;
 
 // Run one step. They fail on what only a submit can show: an id out of range, a full cache, a malformed slot table.
 Result<> run_step(const EmbedStep&, const Run&);
@@ -152,6 +162,7 @@ Result<> run_step(const GluStep&, const Run&);
 Result<> run_step(const ExpertsStep&, const Run&);
 Result<> run_step(const ExpertGatesStep&, const Run&);
 Result<> run_step(const CombineStep&, const Run&);
+Result<> run_step(const HeadScreenedStep&, const Run&);
 
 struct SegmentPlan {
   std::string name;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <utility>
 
 #include "core/base/bytes.h"
 #include "core/base/check.h"
@@ -43,7 +44,9 @@ Segment Engine::Impl::build(SegmentKind kind, int64_t layer, int64_t bucket, Var
     case SegmentKind::attention: return attention_segment(*model, layer, bucket, shapes, variant);
     case SegmentKind::experts: return experts_segment(*model, layer, bucket, variant);
     case SegmentKind::combine: return combine_segment(*model, layer, bucket);
-    case SegmentKind::head: return head_segment(*model, bucket, variant);
+    case SegmentKind::head:
+      if (variant == Variant::screened) return screened_head_segment(*model, screen.plane, screen.mean, screen.k, screen.z);
+      return head_segment(*model, bucket, variant);
   }
   FTH_CHECK(false, "unknown segment kind");
   return {};
@@ -80,6 +83,7 @@ std::unique_ptr<Compiled> Engine::Impl::describe(SegmentKind kind, int64_t layer
     const uint64_t gate = l.gate.expert_bytes(), all = expert_bytes(l);
     c->weight_bytes = variant == Variant::gates ? gate : variant == Variant::after_gates ? all - gate : all;
   }
+  if (variant == Variant::screened) c->weight_bytes -= model->output.bytes;  // its rows are counted when they are known
   c->flops_per_row = c->segment.flops_per_row();
   c->flops_per_cell = c->segment.flops_per_cell();
   return c;
@@ -103,16 +107,24 @@ Result<std::unique_ptr<Compiled>> Engine::Impl::compile(SegmentKind kind, int64_
   return c;
 }
 
-Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) {
-  const auto bucket_index = static_cast<size_t>(std::find(std::begin(kBuckets), std::end(kBuckets), bucket) - std::begin(kBuckets));
+namespace {
+size_t bucket_at(int64_t bucket) {
+  return static_cast<size_t>(std::find(std::begin(kBuckets), std::end(kBuckets), bucket) - std::begin(kBuckets));
+}
+}  // namespace
+
+size_t Engine::Impl::compiled_at(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const {
   const size_t n_layers = static_cast<size_t>(model->config.n_layer) + 1;
-  const size_t index =
-      ((static_cast<size_t>(kind) * n_layers + static_cast<size_t>(layer + 1)) * std::size(kBuckets) + bucket_index) * kVariants +
-      static_cast<size_t>(variant);
-  if (compiled.empty()) compiled.resize(kSegmentKinds * n_layers * std::size(kBuckets) * kVariants);
+  return ((static_cast<size_t>(kind) * n_layers + static_cast<size_t>(layer + 1)) * std::size(kBuckets) + bucket_at(bucket)) * kVariants +
+         static_cast<size_t>(variant);
+}
+
+Result<Compiled*> Engine::Impl::get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) {
+  if (compiled.empty()) compiled.resize(kSegmentKinds * static_cast<size_t>(model->config.n_layer + 1) * std::size(kBuckets) * kVariants);
+  const size_t index = compiled_at(kind, layer, bucket, variant);
   std::unique_ptr<Compiled>& slot = compiled[index];
   size_t d = device_for(kind, layer);
-  if (kind == SegmentKind::experts && d == 0) d = experts_on[bucket_index];
+  if (kind == SegmentKind::experts && d == 0) d = experts_on[bucket_at(bucket)];
   if (kind == SegmentKind::experts || !starts_on_cpu(d)) {
     if (!slot) {
       FTH_ASSIGN_OR_RETURN(slot, compile(kind, layer, bucket, variant, d));
@@ -295,6 +307,12 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
       }
     }
     if (options.start_on_cpu && !s.host_only) stand_in_workspace = std::max(stand_in_workspace, s.cost[0].workspace_bytes);
+    if (kind == SegmentKind::head && screen.plane.bytes > 0) {
+      const Segment screened = screened_head_segment(*model, screen.plane, screen.mean, std::min(kMaxWanted, c.n_vocab), 0);
+      for (size_t d = 0; d < devices.size(); ++d)
+        if (const auto estimate = device(d).estimate(screened.view()); estimate && s.cost[d].supported)
+          s.cost[d].workspace_bytes = std::max(s.cost[d].workspace_bytes, estimate->workspace_bytes);
+    }
     for (size_t d = 1; d < devices.size() && !only_host.empty(); ++d) {
       s.cost[d].supported = false;
       s.cost[d].reason = only_host;
@@ -333,6 +351,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
     if (stand_in_workspace > 0) fixed.push_back({"workspace of the cpu, to start on", "ram", stand_in_workspace});
     if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
     add_expert_workspaces(&fixed);
+    if (screen.plane.bytes > 0) fixed.push_back({"head plane", "ram", screen.arena_bytes()});
     if (kv_pages.n_layers > 0) fixed.push_back({"kv cache, from storage", "ram", kv_pages.staging_bytes()});
     auto mine = segments;
     if (embedding_on_demand && !tied) {
@@ -384,6 +403,7 @@ Result<> Engine::Impl::make_resident() {
     model->file.prefault(nullptr, nullptr);
   }
   // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use. Where the CPU stands in it begins to be.
+  FTH_RETURN_IF_ERROR(reorder());
   FTH_RETURN_IF_ERROR(surviving([&]() -> Result<> {
     FTH_RETURN_IF_ERROR(make_workspaces());
     for (const Placement& p : plan.placements) {
@@ -395,7 +415,7 @@ Result<> Engine::Impl::make_resident() {
     return {};
   }));
   background.start();
-  return {};
+  return screen.plane.bytes > 0 ? make_plane() : Result<>();
 }
 
 Result<> Engine::Impl::make_workspaces() {
@@ -444,7 +464,21 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   }
   FTH_RETURN_IF_ERROR(impl->detect());
   FTH_RETURN_IF_ERROR(impl->choose_experts());
-  FTH_RETURN_IF_ERROR(impl->decide());
+  if (options.head == HeadMode::screened) impl->shape_plane();
+  const bool reorders = impl->wants_reordered();
+  Result<> decided = impl->decide();
+  if (!decided && decided.error().code == Code::resource_exhausted && impl->screen.plane.bytes > 0) {
+    impl->screen.why_not = "the budget has no room for its plane of " + format_bytes(std::exchange(impl->screen.plane, {}).bytes);
+    decided = impl->decide();
+    if (decided) impl->plan.notes.push_back("the exact head is used: " + impl->screen.why_not);
+  }
+  FTH_RETURN_IF_ERROR(decided);
+  if (reorders && impl->streamed()) {
+    impl->keep_order("experts are streamed from the file as it is; `forethought pack` writes one that decodes faster");
+    FTH_RETURN_IF_ERROR(impl->decide());
+  }
+  if (options.repack == Repack::memory && !impl->repack_note.empty())
+    return fail(Code::failed_precondition, "repacking in memory: " + impl->repack_note);
   if (!options.plan_only) FTH_RETURN_IF_ERROR(impl->make_resident());
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
@@ -453,6 +487,7 @@ const Model& Engine::model() const { return *impl_->model; }
 const Plan& Engine::plan() const { return impl_->plan; }
 const Tokenizer& Engine::tokenizer() const { return *impl_->tokenizer; }
 const ChatTemplate& Engine::chat_template() const { return *impl_->chat_template; }
+const std::string& Engine::repacked() const { return impl_->repack_note; }
 const std::string& Engine::template_note() const { return impl_->template_note; }
 Registry& Engine::registry() { return *impl_->registry; }
 const EngineOptions& Engine::options() const { return impl_->options; }

@@ -65,6 +65,24 @@ struct StreamOptions {  // docs/memory.md
 // Seconds that one run of each segment takes on a device, 0 where that is not known. Asked while a plan is made, of the segments whose place is a choice.
 using MeasureSegments = std::function<std::vector<double>(const Registry& registry, size_t device, std::span<const fth_segment> segments)>;
 
+// How far the screened head's estimates are from the products, in their own deviations, at the rows of the largest logits: measured over tokens of the model
+// itself (screened_head.h). Kept by the caller from run to run.
+struct HeadErrors {
+  int64_t positions = 0, samples = 0;
+  double sum = 0, squares = 0, largest = 0;
+  bool enough() const;  // to screen by
+  double z() const;     // a row is skipped when its estimate is so many deviations too small
+};
+
+enum class HeadMode {
+  exact,
+  screened
+};  // screened: logits that cannot be among the wanted ones (Session::set_wanted_logits) are not computed
+
+// Whether the down matrices of a plain file's experts are put into the neuron-major order (core/model/neuron_major.h) in memory: decoding then reads live
+// neurons only. Results keep their bits. automatic: when all experts are resident.
+enum class Repack { automatic, memory, off };
+
 struct EngineOptions {
   std::filesystem::path model;
   std::vector<Override> overrides;
@@ -86,6 +104,8 @@ struct EngineOptions {
   // cannot compile stays on the CPU, and the log says so. Which steps ran where depends on time then, and with it the last bits of results. false: compiled
   // before the first step, and a failure is an error of open().
   bool start_on_cpu = false;
+  HeadMode head = HeadMode::exact;
+  Repack repack = Repack::automatic;                           // memory: automatic, and failed_precondition where that is not possible
   bool plan_only = false;                                      // stop after the plan: no weight is touched, sessions are refused
   std::function<void(uint64_t done, uint64_t total)> on_load;  // bytes made resident, from open()'s thread
 };
@@ -122,6 +142,14 @@ class Engine {
   // Keeps the n most used experts in their slots as long as the engine lives; how many there were (fewer than n when fewer are known).
   // resource_exhausted, and nothing is pinned, when fewer than top_k slots would be left; failed_precondition when experts are resident.
   Result<int64_t> pin_most_used(int64_t n);
+
+  // The screened head: "2 bits a weight, 57 MiB, z 5.9 from 64 positions" or why the exact one is used; empty when it was not asked for.
+  std::string screened_head() const;
+  const HeadErrors& head_errors() const;
+  void set_head_errors(const HeadErrors& errors);  // of this model, by its fingerprint; what was measured before is forgotten
+
+  // "21 layers' down matrices in neuron-major order, 0.3 s", or why they are as the file has them; empty for dense and packed models.
+  const std::string& repacked() const;
 
   uint64_t slot_bytes() const;  // of one streamed expert, blocks included; 0 for a dense model
 

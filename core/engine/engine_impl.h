@@ -25,7 +25,8 @@ namespace fth {
 
 inline constexpr size_t kPorts = static_cast<size_t>(Port::expert_down) + 1;
 inline constexpr size_t kSegmentKinds = static_cast<size_t>(SegmentKind::head) + 1;
-inline constexpr int64_t kHeadRows = 32;  // rows of logits per head run when all are asked for
+inline constexpr int64_t kMaxWanted = 1024;  // logits that a screened head looks for at most
+inline constexpr int64_t kHeadRows = 32;     // rows of logits per head run when all are asked for
 
 // A segment compiled for one bucket on the device that the plan chose.
 struct Compiled {
@@ -60,6 +61,20 @@ class GuessTrial {
   int64_t token_ = 0;
   double seconds_[2] = {};
   bool better_ = true;
+};
+
+struct ScreenedHead {
+  bool ready = false;   // the plane is there, and it pays
+  std::string why_not;  // it was asked for, and the exact head is used
+  Weight plane, mean;   // shapes first, data in `memory` when ready
+  HostBlock memory;
+  HeadErrors errors;
+  int64_t k = 0;  // of the compiled segment, with z
+  double z = 0;
+  uint64_t tokens = 0, rows = 0;               // screened, and rows multiplied for them
+  static constexpr int64_t kMeasuredRows = 8;  // positions at once while errors are measured: their logits take memory
+  uint64_t data_bytes() const { return plane.bytes + mean.bytes; }
+  uint64_t arena_bytes() const { return data_bytes() + static_cast<uint64_t>(kMeasuredRows * plane.rows) * sizeof(float); }
 };
 
 struct Engine::Impl {
@@ -106,6 +121,9 @@ struct Engine::Impl {
   std::map<const std::byte*, std::byte*> dense_place;  // mapped data -> its copy in `dense`
   std::vector<ReadFile> files;                         // of the model
   GuessTrial guess_trial;
+  ScreenedHead screen;
+  std::vector<HostBlock> reordered;  // [layer]: down matrices, neuron-major
+  std::string repack_note;
   Weight embedding;  // embedding_rows as the embed segment's table; empty: the whole table is at hand
   bool streamed() const { return plan.expert_slots > 0; }
 
@@ -123,6 +141,7 @@ struct Engine::Impl {
   void move_over(bool wait = false);
   // The executable of a segment, compiled at its first use and kept.
   Result<Compiled*> get(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant);
+  size_t compiled_at(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const;  // its place in `compiled`
   // The buffer of a weight on a device: imported where the device reads host memory, copied there once otherwise.
   Result<const Buffer*> weight(size_t device, const Weight& w);
   std::byte* place(const Weight& w) const;  // its bytes in the host's memory
@@ -159,6 +178,15 @@ struct Engine::Impl {
   Result<> make_resident();
   Result<> make_streamed();
   Result<> make_workspaces();
+  // Down matrices of a plain file in neuron-major order: wanted before the plan is made, which says whether experts are resident, made after it.  [repack.cpp]
+  bool wants_reordered();
+  void keep_order(const std::string& why);
+  Result<> reorder();
+  // The screened head.  [screened_head.cpp]
+  void shape_plane();
+  Result<> make_plane();
+  void screen_for(int64_t k);  // what the screened segment is built with; one that was compiled for another k or z goes
+  bool screens(int64_t k) const { return screen.ready && k > 0 && k <= kMaxWanted && k <= model->config.n_vocab / 16; }
   // Rows of the embedding into embedding_rows, in order.
   Result<> read_embedding_rows(std::span<const int32_t> ids);
 
@@ -221,6 +249,8 @@ struct Session::Impl {
   std::vector<int32_t> order;        // the layer's experts as they are requested
   std::vector<int32_t> gates_done;   // experts of the layer whose gate values are there, the rest not yet
   Routing guessed;
+  int64_t wanted_logits = 0;   // 0: all
+  bool head_again_ok = false;  // the last step was a decode
 
   static Result<std::unique_ptr<Impl>> make(Engine::Impl& engine);
   // Activations and caches where the engine's segments run now; those that are in the right place already stay.
@@ -237,6 +267,9 @@ struct Session::Impl {
 
 // Bytes of activations that a session touches; for the plan.  [session.cpp]
 uint64_t activation_bytes(const Engine::Impl& engine);
+
+// The head of the last step's only position, with k wanted logits.  [screened_head.cpp]
+Result<> run_head_again(Session::Impl& session, int64_t k);
 
 // Runs the model over ids at positions pos .. pos + n - 1 (n <= the engine's ubatch) and returns the bytes of weights and KV read: the token loop.
 // With last_logits, row 0 of Port::logits is the last position's; with all_logits on_rows is called for each block of rows.  [step.cpp]

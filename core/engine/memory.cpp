@@ -78,6 +78,12 @@ Result<> ReadFile::read(uint64_t offset, std::byte* to, uint64_t bytes) const {
   return {};
 }
 
+void release_mapped(const std::byte* data, uint64_t bytes) {
+  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  const uint64_t begin = align_up(reinterpret_cast<uint64_t>(data), page), end = (reinterpret_cast<uint64_t>(data) + bytes) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 namespace {
 
 std::optional<uint64_t> read_number(const std::string& path) {

@@ -45,6 +45,9 @@ class ReadFile {
   std::string name_;
 };
 
+// Gives the whole pages of a mapped range back: they stop counting as this process's memory, and are read again when touched.
+void release_mapped(const std::byte* data, uint64_t bytes);
+
 // What this process may still take: the lesser of MemAvailable and the room below its memory cgroup's limit (v1 and v2). 0 when neither can be read.
 uint64_t available_memory();
 // Resident set of this process now; 0 when it cannot be read.

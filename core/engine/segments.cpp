@@ -123,7 +123,7 @@ uint64_t Segment::flops_per_row() const {
   int64_t n = 0;
   for (const fth_op& o : ops) {
     const auto dim = [&](size_t input, size_t d) { return tensors[o.in[input]].dims[d]; };
-    if (o.kind == FTH_OP_MATMUL) n += 2 * dim(1, 0) * dim(1, 1);
+    if (o.kind == FTH_OP_MATMUL || o.kind == FTH_OP_HEAD_SCREENED) n += 2 * dim(1, 0) * dim(1, 1);
     if (o.kind == FTH_OP_EXPERTS) n += 3 * 2 * dim(3, 1) * dim(3, 2);
     if (o.kind == FTH_OP_COMBINE) n += 2 * dim(0, 1) * dim(2, 1);
   }
@@ -275,6 +275,18 @@ Segment head_segment(const Model& model, int64_t n_tokens, Variant variant) {
   const uint16_t normed = variant == Variant::norms ? b.out(Port::norm, {n_tokens, c.n_embd}) : b.temp({n_tokens, c.n_embd});
   b.op(FTH_OP_RMS_NORM, {x, b.vector(model.output_norm)}, {normed}, {c.rms_eps});
   b.matmul_into(logits, normed, model.output);
+  return b.take();
+}
+
+Segment screened_head_segment(const Model& model, const Weight& plane, const Weight& mean, int64_t k, double z) {
+  const Config& c = model.config;
+  Builder b = make(SegmentKind::head, -1, 1);
+  b.segment().name += ".screened";
+  const uint16_t x = b.in(Port::x, DType::f32, {1, c.n_embd});
+  const uint16_t logits = b.out(Port::logits, {1, c.n_vocab}), normed = b.temp({1, c.n_embd});
+  b.op(FTH_OP_RMS_NORM, {x, b.vector(model.output_norm)}, {normed}, {c.rms_eps});
+  const uint16_t head = b.matrix(model.output), codes = b.matrix(plane);
+  b.op(FTH_OP_HEAD_SCREENED, {normed, head, codes, b.vector(mean)}, {logits}, {static_cast<double>(k), z, fine_activations(c) ? 1.0 : 0.0});
   return b.take();
 }
 

@@ -58,9 +58,9 @@ struct Segment {
 };
 
 // norms: attn_norm and result_norm become outputs (Port::norm), for comparisons. An experts segment in two: gates fills Port::gate_values while up and down are
-// still being read, after_gates is the rest.
-enum class Variant { plain, norms, gates, after_gates };
-inline constexpr size_t kVariants = 4;
+// still being read, after_gates is the rest. screened: of the head.
+enum class Variant { plain, norms, gates, after_gates, screened };
+inline constexpr size_t kVariants = 5;
 
 struct SegmentShapes {
   DType kv_dtype = DType::f16;
@@ -82,5 +82,7 @@ Segment attention_segment(const Model& model, int64_t layer, int64_t n_tokens, c
 Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens, Variant variant);
 Segment combine_segment(const Model& model, int64_t layer, int64_t n_tokens);
 Segment head_segment(const Model& model, int64_t n_tokens, Variant variant);
+// One token's logits, of which only those that can be among the k largest are there: HEAD_SCREENED of fth_ops.def.
+Segment screened_head_segment(const Model& model, const Weight& plane, const Weight& mean, int64_t k, double z);
 
 }  // namespace fth

@@ -187,6 +187,7 @@ Result<std::span<const float>> Session::prefill(std::span<const int32_t> ids, co
   Impl& s = *impl_;
   const Config& c = s.engine->model->config;
   FTH_RETURN_IF_ERROR(check_ids(*this, c, ids));
+  s.head_again_ok = false;
   const Booked booked(s.engine->store.get(), s.stats.prompt_io);
   const auto begin = Clock::now();
   const auto total = static_cast<int64_t>(ids.size());
@@ -219,6 +220,7 @@ Result<std::span<const float>> Session::decode(int32_t id) {
     token.seconds = seconds_since(begin);
   }
   s.tokens.push_back(id);
+  s.head_again_ok = true;
   const double seconds = token.seconds;
   s.engine->guess_trial.decoded(seconds);
   s.stats.tokens.push_back(token);
@@ -229,9 +231,24 @@ Result<std::span<const float>> Session::decode(int32_t id) {
   return std::span<const float>(s.host<float>(Port::logits), static_cast<size_t>(c.n_vocab));
 }
 
+void Session::set_wanted_logits(int64_t k) { impl_->wanted_logits = k; }
+
+Result<std::span<const float>> Session::head_again(int64_t k) {
+  Impl& s = *impl_;
+  if (!s.head_again_ok) return fail(Code::failed_precondition, "head_again: the last step was no decode");
+  const Stats stats = s.stats;
+  const auto times = s.times;
+  const Result<> done = run_head_again(s, k);
+  s.stats = stats;
+  s.times = times;
+  FTH_RETURN_IF_ERROR(done);
+  return std::span<const float>(s.host<float>(Port::logits), static_cast<size_t>(s.engine->model->config.n_vocab));
+}
+
 Result<> Session::prefill_all(std::span<const int32_t> ids, const OnRows& on_rows) {
   Impl& s = *impl_;
   FTH_RETURN_IF_ERROR(check_ids(*this, s.engine->model->config, ids));
+  s.head_again_ok = false;
   const Booked booked(s.engine->store.get(), s.stats.prompt_io);
   const auto begin = Clock::now();
   for (size_t done = 0; done < ids.size();) {
@@ -263,6 +280,7 @@ int64_t Session::reuse(std::span<const int32_t> ids) {
     if (oldest_needed < past - cells) keep = 0;
   }
   s.tokens.resize(keep);
+  s.head_again_ok = false;
   if (s.pages) s.pages->truncate(static_cast<int64_t>(keep));
   s.stats.reused_tokens += static_cast<int64_t>(keep);
   return static_cast<int64_t>(keep);
@@ -270,6 +288,7 @@ int64_t Session::reuse(std::span<const int32_t> ids) {
 
 void Session::clear() {
   impl_->tokens.clear();
+  impl_->head_again_ok = false;
   if (impl_->pages) impl_->pages->truncate(0);
 }
 

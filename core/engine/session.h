@@ -46,6 +46,12 @@ struct TokenStats {  // of one decoded token
   IoStats io;
 };
 
+// The screened head, where it was used. rows: multiplied, of all rows of those tokens.
+struct HeadStats {
+  uint64_t screened = 0, exact = 0;  // tokens, of those whose largest logits alone were wanted
+  uint64_t rows = 0, all_rows = 0;
+};
+
 struct Stats {
   int64_t prompt_tokens = 0, decode_tokens = 0, reused_tokens = 0;
   double prompt_seconds = 0, decode_seconds = 0;
@@ -53,6 +59,7 @@ struct Stats {
   uint64_t copied_bytes = 0;  // between devices
   IoStats prompt_io, decode_io;
   KvStats kv;
+  HeadStats head;
   std::vector<SegmentTime> segments;
   std::vector<TokenStats> tokens;  // decoded, in order
 };
@@ -84,6 +91,11 @@ class Session {
                                          const std::function<bool(int64_t done, int64_t total)>& on_progress = {});
   // prefill of one token, counted as decoding.
   Result<std::span<const float>> decode(int32_t id);
+  // Of the logits that prefill and decode return only the k largest are looked at from now on; others may be -inf. 0, as at the start: all are. Changes
+  // nothing unless the engine has a screened head (EngineOptions::head).
+  void set_wanted_logits(int64_t k);
+  // The last decoded token's logits once more, with k as above; in no figures. For comparisons. failed_precondition when the last step was no decode.
+  Result<std::span<const float>> head_again(int64_t k);
   // Logits of every position of `ids`: on_rows(first_pos, rows, values [rows, n_vocab]) per ubatch.
   Result<> prefill_all(std::span<const int32_t> ids,
                        const std::function<Result<>(int64_t first_pos, int64_t rows, const float* values)>& on_rows);

@@ -48,7 +48,9 @@ class Step : public SegmentRunner {
 
     switch (want) {
       case Want::nothing: return {};
-      case Want::last_logits: return head(n_ - 1, 1);
+      case Want::last_logits:
+        if (e_.screens(s_.wanted_logits) && !s_.inspect) return wanted_head(s_.wanted_logits);
+        return head(n_ - 1, 1);
       case Want::all_logits:
         for (int64_t row = 0; row < n_; row += kHeadRows) {
           const int64_t rows = std::min(kHeadRows, n_ - row);

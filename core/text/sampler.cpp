@@ -115,6 +115,15 @@ Sampler::Sampler(const SamplerOptions& options) : options_(options) {
   for (uint64_t& word : state_) word = splitmix64(seed);
 }
 
+int64_t Sampler::wanted_logits() const {
+  // A penalty takes logits down, at most those of the ids that it looks at: so many more have to be known. One below 1 takes any of them up.
+  const bool penalises = options_.repeat_penalty != 1 && options_.repeat_last > 0;
+  if (penalises && options_.repeat_penalty < 1) return 0;
+  const int64_t spare = penalises ? options_.repeat_last : 0;
+  if (options_.temperature == 0) return 1 + spare;
+  return options_.top_k > 0 ? options_.top_k + spare : 0;
+}
+
 void Sampler::accept(int32_t id) {
   const auto window = static_cast<size_t>(options_.repeat_last);
   if (options_.repeat_penalty == 1 || window == 0) return;

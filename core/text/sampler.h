@@ -27,6 +27,8 @@ class Sampler {
   static Result<Sampler> make(const SamplerOptions& options);
   // logits: [n_vocab]. NaN or +inf logits: data_loss (the weights or a device are broken). All -inf: data_loss.
   Result<int32_t> sample(std::span<const float> logits);
+  // The largest logits that decide every sample: others may be -inf. 0: all of them.
+  int64_t wanted_logits() const;
   void accept(int32_t id);  // adds to the history that the penalty looks at (prompt ids too)
 
  private:

@@ -7,7 +7,9 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "core/base/head_plane.h"
 #include "tests/conformance/random.h"
+#include "tests/conformance/reference.h"
 
 namespace fth::conformance {
 
@@ -192,6 +194,24 @@ class Builder {
     op({FTH_OP_RMS_NORM, {rows("x", e), norm_weight(e)}, {h}, {1e-6}});
     op({FTH_OP_MATMUL, {h, weight("output", {v, e})}, {out("logits", {p_.bucket, v}, 1)}, {}});
   }
+  // By default nothing may be skipped: then the answer is MATMUL's.
+  void head_screened() {
+    const int64_t e = c_.integer("e", 256), v = c_.integer("v", 1000);
+    const uint16_t x = rows("x", e), w = weight("w", {v, e}), mean = vector("mean", e, 0.0, 0.05);
+    const uint16_t plane = tensor("plane", FTH_ROLE_WEIGHT, DType::i32, {v, static_cast<int64_t>(plane_row_bytes(e) / 4)}, 0);
+    const uint64_t row = tensor_bytes(p_.tensors[w].desc) / static_cast<uint64_t>(v);
+    for (int64_t r = 0; r < v; ++r) {
+      const std::vector<double> exact = dequantize(p_.tensors[w].desc.dtype, e, p_.tensors[w].data.data() + static_cast<uint64_t>(r) * row);
+      std::vector<float> left(static_cast<size_t>(e));
+      for (size_t i = 0; i < left.size(); ++i) left[i] = static_cast<float>(exact[i]) - data<float>(mean)[i];
+      plane_rotate(left.data(), e);
+      plane_encode(left.data(), e, p_.tensors[plane].data.data() + static_cast<uint64_t>(r) * plane_row_bytes(e));
+    }
+    op({FTH_OP_HEAD_SCREENED,
+        {x, w, plane, mean},
+        {out("y", {p_.bucket, v}, 1)},
+        {static_cast<double>(c_.integer("top", 1)), c_.number("z", 1e6), static_cast<double>(c_.integer("fine", 0))}});
+  }
 
  private:
   struct Heads {
@@ -363,7 +383,10 @@ class Builder {
       const fth_tensor& a = p_.tensors[o.in[0]].desc;
       const fth_tensor& w = p_.tensors[o.in[o.n_in > 1 ? 1 : 0]].desc;
       const double width = static_cast<double>(a.dims[a.rank - 1]);
-      if (o.kind == FTH_OP_MATMUL) {
+      if (o.kind == FTH_OP_HEAD_SCREENED) {  // and the rows that are multiplied, which hang on the data
+        p_.weight_bytes += static_cast<double>(tensor_bytes(p_.tensors[o.in[2]].desc));
+        p_.flops += 2 * m * width * static_cast<double>(w.dims[0]);
+      } else if (o.kind == FTH_OP_MATMUL) {
         p_.weight_bytes += static_cast<double>(tensor_bytes(w));
         p_.flops += 2 * m * width * static_cast<double>(w.dims[0]);
       } else if (o.kind == FTH_OP_EMBED) {
@@ -421,7 +444,8 @@ constexpr Kind kKinds[] = {{"embed", &Builder::embed},
                            {"attention_block", &Builder::attention_block},
                            {"dense_block", &Builder::dense_block},
                            {"moe_block", &Builder::moe_block},
-                           {"head", &Builder::head}};
+                           {"head", &Builder::head},
+                           {"head_screened", &Builder::head_screened}};
 
 }  // namespace
 

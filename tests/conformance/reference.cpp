@@ -186,6 +186,16 @@ struct Interpreter {
       }
     }
   }
+  // Every row: cases skip none (head_screened_test looks at what is skipped).
+  void screened(const fth_op& op) {
+    const Matrix x = matrix(op.in[0]), y = matrix(op.out[0]);
+    for (int64_t m = 0; m < y.width; ++m) {
+      const std::vector<double> w = weight_row(op.in[1], m);
+      double sum = 0;
+      for (int64_t k = 0; k < x.width; ++k) sum += x.at(0, k) * w[static_cast<size_t>(k)];
+      y.at(0, m) = sum;
+    }
+  }
   void rope(const fth_op& op) {
     const int64_t heads = static_cast<int64_t>(op.attr[0]), head_dim = static_cast<int64_t>(op.attr[1]);
     const int64_t rotated = static_cast<int64_t>(op.attr[3]), half = rotated / 2;
@@ -336,6 +346,7 @@ std::vector<std::vector<double>> run_reference(const Problem& p) {
       case FTH_OP_EXPERTS: in.experts(op); break;
       case FTH_OP_EXPERT_GATES: in.expert_gates(op); break;
       case FTH_OP_COMBINE: in.combine(op); break;
+      case FTH_OP_HEAD_SCREENED: in.screened(op); break;
       default: throw std::invalid_argument("reference: unknown op");
     }
   return std::move(in.values);

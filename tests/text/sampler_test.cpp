@@ -216,6 +216,38 @@ TEST(Sampler, OptionsAreChecked) {
   EXPECT_EQ(error({.repeat_last = -1}), "repeat_last is -1; it must be at least 0");
 }
 
+TEST(Sampler, SaysHowManyLogitsDecide) {
+  const auto wanted = [](const SamplerOptions& o) { return Sampler::make(o)->wanted_logits(); };
+  EXPECT_EQ(wanted({}), 1);
+  EXPECT_EQ(wanted({.repeat_penalty = 1.1f}), 65);
+  EXPECT_EQ(wanted({.repeat_penalty = 0.9f}), 0);
+  EXPECT_EQ(wanted({.temperature = 0.8f}), 0);
+  EXPECT_EQ(wanted({.temperature = 0.8f, .top_p = 0.9f}), 0);
+  EXPECT_EQ(wanted({.temperature = 0.8f, .top_k = 40}), 40);
+  EXPECT_EQ(wanted({.temperature = 0.8f, .top_k = 40, .top_p = 0.9f, .min_p = 0.1f, .repeat_penalty = 1.2f, .repeat_last = 10}), 50);
+}
+
+// What is not among the wanted logits may be -inf: the ids stay the same.
+TEST(Sampler, WantedLogitsAreEnough) {
+  for (const SamplerOptions& o :
+       {SamplerOptions{}, SamplerOptions{.repeat_penalty = 1.3f}, SamplerOptions{.temperature = 0.8f, .top_k = 20, .seed = 3},
+        SamplerOptions{.temperature = 1, .top_k = 30, .top_p = 0.9f, .min_p = 0.02f, .repeat_penalty = 1.2f, .seed = 4}}) {
+    Sampler whole = *Sampler::make(o), part = *Sampler::make(o);
+    for (uint32_t step = 0; step < 200; ++step) {
+      auto logits = random_logits(2000, step + 1, 3);
+      const int32_t want = *whole.sample(logits);
+      std::vector<float> order = logits;
+      const auto k = static_cast<std::ptrdiff_t>(part.wanted_logits());
+      std::nth_element(order.begin(), order.begin() + k - 1, order.end(), std::greater<>());
+      const float least = order[static_cast<size_t>(k - 1)];
+      for (float& v : logits)
+        if (v < least) v = -std::numeric_limits<float>::infinity();
+      ASSERT_EQ(*part.sample(logits), want);
+      whole.accept(want), part.accept(want);
+    }
+  }
+}
+
 TEST(Sampler, AStepOverAVocabularyIsShort) {
   const auto logits = random_logits(151936, 4, 20);
   for (const SamplerOptions& options : {SamplerOptions{}, SamplerOptions{.temperature = 0.6f, .top_k = 20, .top_p = 0.95f},

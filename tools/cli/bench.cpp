@@ -147,6 +147,42 @@ Result<> repeat_once(Session& session, Row& row, bool counted) {
   return {};
 }
 
+// The screened head against the exact one, after the timed repetitions: over the tokens that were decoded, greedy and for the 40 largest.
+struct HeadAgreement {
+  static constexpr int64_t kLargest = 40;
+  int64_t tokens = 0, same = 0, same_largest = 0;
+};
+
+Result<HeadAgreement> compare_heads(Session& session, const std::vector<Row>& rows) {
+  HeadAgreement out;
+  std::vector<float> screened;
+  const auto copy = [&](std::span<const float> logits) { screened.assign(logits.begin(), logits.end()); };
+  const auto largest = [](std::span<const float> v) { return std::max_element(v.begin(), v.end()) - v.begin(); };
+  for (const Row& row : rows) {
+    if (!row.decode) continue;
+    session.clear();
+    if (!row.before.empty()) FTH_RETURN_IF_ERROR(session.prefill(row.before));
+    for (const int32_t id : row.ids) {
+      FTH_ASSIGN_OR_RETURN(const auto greedy, session.decode(id));
+      const auto first = largest(greedy);
+      FTH_ASSIGN_OR_RETURN(const auto some, session.head_again(HeadAgreement::kLargest));
+      copy(some);
+      FTH_ASSIGN_OR_RETURN(const auto exact, session.head_again(0));
+      ++out.tokens;
+      out.same += largest(exact) == first;
+      // Every exact logit among the largest is there, with the same bits.
+      std::vector<float> order(exact.begin(), exact.end());
+      const size_t k = std::min<size_t>(HeadAgreement::kLargest, order.size());
+      std::nth_element(order.begin(), order.begin() + static_cast<ptrdiff_t>(k - 1), order.end(), std::greater<>());
+      bool all = true;
+      for (size_t i = 0; i < exact.size(); ++i) all = all && (exact[i] < order[k - 1] || screened[i] == exact[i]);
+      out.same_largest += all;
+      if (interrupted()) return fail(Code::cancelled, "interrupted");
+    }
+  }
+  return out;
+}
+
 std::string isa_of(Registry& registry) {
   for (const DeviceEntry& entry : registry.devices()) {
     if (entry.device.info().kind != FTH_KIND_CPU) continue;
@@ -276,6 +312,9 @@ Result<int> run(BenchFlags& f) {
   watch_interrupts(SecondPress::ends_the_program);
   FTH_ASSIGN_OR_RETURN(const WarmSet warm, WarmSet::restore(f.warm, f, *opened.engine));
   FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
+  const bool screened = opened.engine->options().head == HeadMode::screened;
+  if (screened) session.set_wanted_logits(1);
+  Stats head_stats;
   {
     Progress bar("measuring", Progress::Unit::tokens, !f.quiet);
     uint64_t total = 0, done = 0;
@@ -288,10 +327,20 @@ Result<int> run(BenchFlags& f) {
     }
   }
   const uint64_t rss = peak_rss();
+  head_stats = session.stats();
+  HeadAgreement heads;
+  if (screened) {
+    FTH_ASSIGN_OR_RETURN(heads, compare_heads(session, rows));
+  }
   const Peaks peaks{opened.profile.bytes_per_second, int8.ops_per_second, int8.how};
   if (f.json) {
     auto out = bench_json(f, opened, rows, rss);
     if (f.roofline) out["roofline"] = roofline_json(roofline_rows(opened.engine->model(), rows), peaks);
+    if (screened)
+      out["lm_head"] = {{"how", opened.engine->screened_head()},
+                        {"tokens", heads.tokens},
+                        {"same_first", heads.same},
+                        {"same_largest_40", heads.same_largest}};
     FTH_RETURN_IF_ERROR(put(json_text(out)));
     return 0;
   }
@@ -300,6 +349,13 @@ Result<int> run(BenchFlags& f) {
     const Table table = roofline_table(roofline_rows(opened.engine->model(), rows), peaks);
     FTH_RETURN_IF_ERROR(put("\n" + (f.csv ? table.csv() : f.markdown ? table.markdown() : table.plain())));
     if (!f.quiet) say(roofline_legend(peaks));
+  }
+  if (screened) {
+    FTH_RETURN_IF_ERROR(put(head_line(*opened.engine, head_stats) + '\n'));
+    if (heads.tokens > 0)
+      FTH_RETURN_IF_ERROR(put(text("against the exact head: the same largest logit in %lld of %lld tokens, the same %lld largest in %lld\n",
+                                   static_cast<long long>(heads.same), static_cast<long long>(heads.tokens),
+                                   static_cast<long long>(HeadAgreement::kLargest), static_cast<long long>(heads.same_largest))));
   }
   if (f.quiet) return 0;
   Registry& registry = opened.engine->registry();

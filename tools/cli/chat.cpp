@@ -91,7 +91,8 @@ class Chat {
       conversation_.turns.clear();
       session_.clear();
     } else if (word == "/stats") {
-      say(segment_table(session_.stats()) + summary_line(opened_, session_.stats()));
+      const std::string head = head_line(*opened_.engine, session_.stats());
+      say(segment_table(session_.stats()) + (head.empty() ? "" : head + '\n') + summary_line(opened_, session_.stats()));
     } else if (word == "/system") {
       conversation_.system = rest;
     } else if (word == "/save" && !rest.empty()) {

@@ -17,6 +17,7 @@
 #include "tools/cli/machine.h"
 #include "tools/cli/open.h"
 #include "tools/cli/output.h"
+#include "tools/cli/repack.h"
 
 namespace fth::cli {
 namespace {
@@ -208,6 +209,11 @@ Result<int> run(DoctorFlags& f) {
   } else {
     checks.push_back({Level::warn, "model", model.error().message, ""});
   }
+
+  for (const PackedCopy& copy : packed_copies())
+    checks.push_back({copy.current ? Level::ok : Level::warn, "packed copy",
+                      printable(copy.source.string()) + ", " + format_bytes(copy.bytes) + ": " + printable(copy.copy.string()),
+                      copy.current ? "" : "its model has changed or is gone: remove it, or run the model with --repack file"});
 
   Level worst = Level::ok;
   for (const Check& check : checks) worst = std::max(worst, check.level);

@@ -37,7 +37,7 @@ void add_devices(DeviceFlags& flags, po::options_description& options) {
       ("cpus", value(&flags.cpus, "LIST"), "keep the threads on these CPUs, such as 0-3,8 (default: the scheduler places them)")  //
       ("cpu-only", po::bool_switch(&flags.cpu_only), "use the CPU alone; no plugin is opened")                                    //
       ("cpu-isa", value(&flags.cpu_isa, "NAME"), "force the CPU kernels of one instruction set; `devices -v` lists them")         //
-      ("plugin", value(&flags.plugins, "PATH"), "a plugin file, or a folder of them, to look at first (may be repeated)")  //
+      ("plugin", value(&flags.plugins, "PATH"), "a plugin file, or a folder of them, to look at first (may be repeated)")         //
       ("device-option", value(&flags.device_options, "OPTION"),
        "BACKEND:KEY=VALUE or BACKEND:INDEX:KEY=VALUE, an option of a device that its backend's page lists (may be repeated)");
 }
@@ -54,7 +54,13 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
        "let the CPU begin while a device compiles; it takes over when it is ready")                                         //
       ("place", value(&flags.places, "RULE"), "pin segments, such as 'layer.*.attention=vulkan:0' (may be repeated)")       //
       ("override", value(&flags.overrides, "KEY=VALUE"), "replace a value of the model file, such as context_length=8192")  //
-      ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16, q8_0 (half as large) or f32 (default: f16)")               //
+      ("lm-head", value(&flags.lm_head, "HOW"),
+       "exact, or screened: a plane of 2 bits a weight says which logits can matter to the sampler (default: exact)")  //
+      ("repack", value(&flags.repack, "WHERE"),
+       "experts of a plain file by neuron, which decodes faster: auto (in memory if all are resident), memory, file (packed once into the "
+       "cache "
+       "folder) or off (default: auto)")                                                                       //
+      ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16, q8_0 (half as large) or f32 (default: f16)")  //
       ("kv", value(&flags.kv_place, "WHERE"),
        "KV cache of layers without a window: auto, memory or storage (default: auto, storage if --ram is too small)")  //
       ("kv-dir", value(&flags.kv_directory, "DIR"), "where that part of the KV cache is kept (default: /var/tmp)")     //

@@ -28,6 +28,7 @@ Result<Generated> generate(const Engine& engine, Session& session, Sampler& samp
   const auto start = Clock::now();
   Generated out;
   std::span<const float> logits;
+  session.set_wanted_logits(sampler.wanted_logits());
   {
     Progress bar("reading the prompt", Progress::Unit::tokens, show_progress);
     FTH_ASSIGN_OR_RETURN(logits, session.prefill(prompt, [&](int64_t done, int64_t total) {

@@ -109,6 +109,8 @@ class Dumps {
 
 Result<int> run(LogitsFlags& f) {
   if (f.tokens.empty() || f.out.empty()) return fail(Code::invalid_argument, "--tokens FILE and --out FILE are needed; see --help");
+  if (f.engine.lm_head == "screened")
+    return fail(Code::invalid_argument, "--lm-head screened leaves out logits, and `logits` needs all of them: use exact");
   if (f.last < 0) return fail(Code::invalid_argument, text("--last %lld: must be 1 or more", static_cast<long long>(f.last)));
   FTH_ASSIGN_OR_RETURN(const auto ids, read_tokens(f.tokens));
   const auto n = static_cast<int64_t>(ids.size());

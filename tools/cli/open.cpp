@@ -10,6 +10,7 @@
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
+#include "tools/cli/repack.h"
 
 namespace fth::cli {
 
@@ -201,6 +202,12 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   if (flags.early_gates != "on" && flags.early_gates != "off")
     return fail(Code::invalid_argument, "--expert-early-gates " + flags.early_gates + ": must be on or off");
   out.stream.early_gates = flags.early_gates == "on";
+  if (flags.lm_head != "exact" && flags.lm_head != "screened")
+    return fail(Code::invalid_argument, "--lm-head " + flags.lm_head + ": must be exact or screened");
+  if (flags.repack != "auto" && flags.repack != "memory" && flags.repack != "file" && flags.repack != "off")
+    return fail(Code::invalid_argument, "--repack " + flags.repack + ": must be auto, memory, file or off");
+  out.repack = flags.repack == "off" ? Repack::off : flags.repack == "memory" ? Repack::memory : Repack::automatic;
+  out.head = flags.lm_head == "screened" ? HeadMode::screened : HeadMode::exact;
   out.n_ctx = flags.ctx;
   out.ubatch = flags.ubatch;
   out.kv.dtype = *kv;
@@ -278,6 +285,9 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   options.measure = [runs = out.runs.get()](const Registry& registry, size_t device, std::span<const fth_segment> segments) {
     return runs->seconds(registry, device, segments);
   };
+  if (flags.repack == "file" && depth == Depth::weights) {
+    FTH_ASSIGN_OR_RETURN(out.model, packed_copy(out.model, flags, common));
+  }
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
   options.expert_times = kept_expert_times();
@@ -288,11 +298,13 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   options.on_load = [&bar](uint64_t done, uint64_t total) { bar.update(done, total); };
   FTH_ASSIGN_OR_RETURN(out.engine, Engine::open(options));
   bar.clear();
+  out.head = std::make_unique<HeadCache>(*out.engine);
   if (!common.quiet) {
     for (const std::string& note : out.engine->model().notes) say("note: " + printable(note));
     for (const std::string& note : out.engine->plan().notes) say("note: " + printable(note));
     if (common.verbose && out.engine->plan().expert_slots > 0)
       say("storage: " + (out.storage.bytes_per_second > 0 ? format_rate(out.storage.bytes_per_second) + ", " : "") + out.storage.note);
+    if (common.verbose && !out.engine->repacked().empty()) say("repacked: " + out.engine->repacked());
     if (common.verbose && !out.engine->streaming().empty()) say("experts: " + out.engine->streaming());
   }
   return out;

@@ -12,6 +12,7 @@
 #include "core/engine/engine.h"
 #include "tools/cli/device_checks.h"
 #include "tools/cli/flags.h"
+#include "tools/cli/head_cache.h"
 #include "tools/cli/machine_profile.h"
 #include "tools/cli/segment_runs.h"
 #include "tools/cli/storage_profile.h"
@@ -47,6 +48,7 @@ struct Opened {
   std::filesystem::path model;
   StorageProfile storage;  // of the model's disk; measured when experts may have to be streamed
   std::unique_ptr<Engine> engine;
+  std::unique_ptr<HeadCache> head;
 };
 
 enum class Depth { plan_only, weights };

@@ -63,6 +63,8 @@ Result<int> run(PerplexityFlags& f) {
   if (content.empty()) {
     FTH_ASSIGN_OR_RETURN(content, read_text(f.prompt.file.empty() ? "-" : f.prompt.file));
   }
+  if (f.engine.lm_head == "screened")
+    return fail(Code::invalid_argument, "--lm-head screened leaves out logits, and `perplexity` needs all of them: use exact");
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f));
   const Tokenizer& tokenizer = opened.engine->tokenizer();
   const std::vector<int32_t> ids = tokenizer.encode(content, SpecialTokens::parse);

@@ -146,6 +146,12 @@ boost::json::object stats_json(const Opened& opened, const Stats& stats) {
   if (stats.kv.bytes_written > 0)
     out["kv_storage"] = {
         {"bytes_read", stats.kv.bytes_read}, {"bytes_written", stats.kv.bytes_written}, {"stall_seconds", stats.kv.stall_seconds}};
+  if (const std::string how = opened.engine->screened_head(); !how.empty())
+    out["lm_head"] = {{"how", how},
+                      {"screened", stats.head.screened},
+                      {"exact", stats.head.exact},
+                      {"rows", stats.head.rows},
+                      {"all_rows", stats.head.all_rows}};
   const PageFaults faults = page_faults();
   out["minor_faults"] = faults.minor;
   out["major_faults"] = faults.major;

@@ -81,6 +81,7 @@ void print_figures(const RunFlags& f, const Opened& opened, const Stats& stats) 
   if (f.verbose && !refusals.empty()) say("not used:\n" + refusals.substr(0, refusals.size() - 1));
   if (const std::string lines = streaming_lines(opened, stats); !lines.empty()) say(lines);
   if (const std::string line = kv_line(stats); !line.empty()) say(line);
+  if (const std::string line = head_line(*opened.engine, stats); !line.empty()) say(line);
   say(summary_line(opened, stats));
 }
 

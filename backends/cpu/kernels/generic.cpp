@@ -231,6 +231,8 @@ void f32_to_f16(int64_t n, const float* x, uint16_t* y) {
   for (int64_t i = 0; i < n; ++i) y[i] = float_to_half(x[i]);
 }
 
+#include "backends/cpu/kernels/plane.inc"
+
 }  // namespace
 
 const KernelTable kGeneric = {
@@ -255,6 +257,7 @@ const KernelTable kGeneric = {
     live_mul,
     f32_to_f16,
     f32_to_q8_0,
+    plane_sums,
 };
 
 }  // namespace fth::cpu

@@ -75,6 +75,15 @@ struct AttentionArgs {
 // Rows (query heads times tokens) that pass over the cells together. Calls of about as many make good work items.
 inline constexpr int64_t kAttentionRows = 48;
 
+// Rows of 2-bit codes (core/base/head_plane.h): sums[r] = sum over the columns of code * q, for n_groups groups of 128 columns.
+struct PlaneArgs {
+  const void* rows;
+  uint64_t row_bytes, row_head;  // from one row to the next; bytes of a row before its codes
+  const int8_t* q;               // [n_groups * 128]
+  int64_t n_groups, n_rows;
+  int32_t* sums;
+};
+
 inline constexpr size_t kWeightTypes = 8;  // DType::f32 .. DType::q4_k, in that order
 
 struct KernelTable {
@@ -104,6 +113,7 @@ struct KernelTable {
   void (*f32_to_f16)(int64_t n, const float* x, uint16_t* y);  // round to nearest even
   // Blocks of 32 values: d = max|x| / 127 rounded to f16, codes rounded to nearest even by the d before it was rounded. n % 32 == 0.
   void (*f32_to_q8_0)(int64_t n, const float* x, void* blocks);
+  void (*plane_sums)(const PlaneArgs&);
 };
 
 extern const KernelTable kGeneric;

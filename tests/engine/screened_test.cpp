@@ -1,0 +1,183 @@
+// The screened head and repacking in memory, on the bundled trained model: the same tokens, and the same bits of what is there.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <limits>
+
+#include "core/engine/engine.h"
+
+namespace fth {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr const char* kPrompt = "<|im_start|>user\nTranslate to German: The old teacher buys a red car.<|im_end|>\n<|im_start|>assistant\n";
+
+EngineOptions options(HeadMode head) {
+  const char* root = std::getenv("FTH_SOURCE_DIR");
+  EngineOptions o;
+  o.model = std::filesystem::path(root == nullptr ? "." : root) / "tools/tiny_model/tiny-smallthinker-q4_0.gguf";
+  o.cpu_only = true;
+  o.registry.n_threads = 2;
+  o.n_ctx = 512;
+  o.head = head;
+  return o;
+}
+
+std::unique_ptr<Engine> open(const EngineOptions& o) {
+  auto engine = Engine::open(o);
+  EXPECT_TRUE(engine) << engine.error().message;
+  return engine ? std::move(*engine) : nullptr;
+}
+
+size_t arg_max(std::span<const float> v) { return static_cast<size_t>(std::max_element(v.begin(), v.end()) - v.begin()); }
+
+bool skipped(float v) { return v == -std::numeric_limits<float>::infinity(); }
+
+TEST(ScreenedHead, HasTheLargestLogitsOfTheExactOne) {
+  auto engine = open(options(HeadMode::screened));
+  ASSERT_TRUE(engine);
+  for (const int64_t k : {1, 20}) {
+    Session session = *engine->new_session();
+    session.set_wanted_logits(k);
+    auto logits = session.prefill(engine->tokenizer().encode(kPrompt, SpecialTokens::parse));
+    ASSERT_TRUE(logits) << logits.error().message;
+    size_t n_skipped = 0;
+    for (int i = 0; i < 150; ++i) {
+      logits = session.decode(static_cast<int32_t>(arg_max(*logits)));
+      ASSERT_TRUE(logits) << logits.error().message;
+      const std::vector<float> some(logits->begin(), logits->end());
+      const auto exact = session.head_again(0);
+      ASSERT_TRUE(exact) << exact.error().message;
+      std::vector<float> order(exact->begin(), exact->end());
+      std::nth_element(order.begin(), order.begin() + k - 1, order.end(), std::greater<>());
+      for (size_t j = 0; j < some.size(); ++j) {
+        n_skipped += skipped(some[j]);
+        if (skipped(some[j]))
+          ASSERT_LT((*exact)[j], order[static_cast<size_t>(k - 1)]);
+        else
+          ASSERT_EQ((*exact)[j], some[j]);
+      }
+      logits = session.head_again(k);
+      ASSERT_TRUE(std::equal(some.begin(), some.end(), logits->begin()) || engine->head_errors().positions < 40);
+    }
+    EXPECT_GT(n_skipped, 100u * 1024u) << k;
+    EXPECT_GT(session.stats().head.screened, 100u);
+  }
+  EXPECT_TRUE(engine->head_errors().enough());
+  EXPECT_THAT(engine->screened_head(), HasSubstr("2 bits a weight"));
+}
+
+TEST(ScreenedHead, IsNotUsedUnlessFewLogitsAreWanted) {
+  auto engine = open(options(HeadMode::screened)), exact = open(options(HeadMode::exact));
+  ASSERT_TRUE(engine && exact);
+  const auto ids = engine->tokenizer().encode(kPrompt, SpecialTokens::parse);
+  Session a = *engine->new_session(), b = *exact->new_session();
+  for (const int64_t k : {int64_t{0}, int64_t{2048}}) {  // 2048: most of the vocabulary
+    a.clear(), b.clear();
+    a.set_wanted_logits(k), b.set_wanted_logits(1);
+    const auto x = a.prefill(ids), y = b.prefill(ids);
+    ASSERT_TRUE(x && y);
+    EXPECT_TRUE(std::equal(x->begin(), x->end(), y->begin()));
+  }
+  EXPECT_EQ(a.stats().head.screened + a.stats().head.exact, 0u);
+  EXPECT_EQ(exact->screened_head(), "");
+}
+
+TEST(ScreenedHead, AllPositionsAreAlwaysExact) {
+  auto engine = open(options(HeadMode::screened));
+  ASSERT_TRUE(engine);
+  engine->set_head_errors({64, 64, 0, 64, 1});
+  Session session = *engine->new_session();
+  session.set_wanted_logits(1);
+  const int64_t n_vocab = engine->model().config.n_vocab;
+  ASSERT_TRUE(session.prefill_all(engine->tokenizer().encode(kPrompt, SpecialTokens::parse),
+                                  [&](int64_t, int64_t rows, const float* v) -> Result<> {
+                                    EXPECT_EQ(std::count_if(v, v + rows * n_vocab, skipped), 0);
+                                    return {};
+                                  }));
+}
+
+TEST(ScreenedHead, GivesUpWhenItDoesNotPay) {
+  auto engine = open(options(HeadMode::screened));
+  ASSERT_TRUE(engine);
+  engine->set_head_errors({64, 64, 6400, 640000, 100});  // as if estimates were worth nothing
+  Session session = *engine->new_session();
+  session.set_wanted_logits(1);
+  ASSERT_TRUE(session.prefill(engine->tokenizer().encode(kPrompt, SpecialTokens::parse)));
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(session.decode(100));
+  EXPECT_THAT(engine->screened_head(), HasSubstr("exact: too many rows"));
+  EXPECT_EQ(session.stats().head.screened, 32u);
+}
+
+TEST(ScreenedHead, IsInThePlan) {
+  const auto arenas = [](HeadMode head) {
+    EngineOptions o = options(head);
+    o.plan_only = true;
+    auto engine = open(o);
+    std::vector<std::string> names;
+    for (const Arena& a : engine->plan().arenas) names.push_back(a.name);
+    return names;
+  };
+  EXPECT_THAT(arenas(HeadMode::screened), testing::Contains("head plane"));
+  EXPECT_THAT(arenas(HeadMode::exact), testing::Not(testing::Contains("head plane")));
+}
+
+TEST(ScreenedHead, AgainOnlyAfterADecode) {
+  auto engine = open(options(HeadMode::screened));
+  ASSERT_TRUE(engine);
+  Session session = *engine->new_session();
+  ASSERT_TRUE(session.prefill(engine->tokenizer().encode(kPrompt, SpecialTokens::parse)));
+  const auto again = session.head_again(0);
+  ASSERT_FALSE(again);
+  EXPECT_EQ(again.error().code, Code::failed_precondition);
+}
+
+TEST(HeadErrors, ZIsAboveAllThatWasSeen) {
+  HeadErrors e{64, 1000, 1500, 1000 * (1.5 * 1.5 + 1), 3.9};
+  EXPECT_NEAR(e.z(), 6.5, 1e-9);
+  e.largest = 7;
+  EXPECT_NEAR(e.z(), 8.75, 1e-9);
+  EXPECT_FALSE(HeadErrors{}.enough());
+}
+
+TEST(Repack, KeepsTheBits) {
+  EngineOptions plain = options(HeadMode::exact), repacked = plain;
+  plain.repack = Repack::off;
+  repacked.repack = Repack::memory;
+  auto a = open(plain), b = open(repacked);
+  ASSERT_TRUE(a && b);
+  EXPECT_THAT(a->repacked(), HasSubstr("asked for"));
+  EXPECT_THAT(b->repacked(), HasSubstr("neuron-major"));
+  EXPECT_EQ(b->model().layers[0].down_layout, DownLayout::neuron_major);
+  const auto ids = a->tokenizer().encode(kPrompt, SpecialTokens::parse);
+  Session x = *a->new_session(), y = *b->new_session();
+  auto p = x.prefill(ids), q = y.prefill(ids);
+  for (int i = 0; i < 30; ++i) {
+    ASSERT_TRUE(p && q);
+    ASSERT_TRUE(std::equal(p->begin(), p->end(), q->begin())) << i;
+    const auto id = static_cast<int32_t>(arg_max(*p));
+    p = x.decode(id), q = y.decode(id);
+  }
+}
+
+TEST(Repack, StreamedExpertsStayAsTheFileHasThem) {
+  EngineOptions o = options(HeadMode::exact);
+  o.experts = ExpertPlacement::streamed;
+  o.stream.slots = 24;
+  auto engine = open(o);
+  ASSERT_TRUE(engine);
+  EXPECT_THAT(engine->repacked(), HasSubstr("streamed"));
+  EXPECT_EQ(engine->model().layers[0].down_layout, DownLayout::row_major);
+  o.repack = Repack::memory;
+  const auto refused = Engine::open(o);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Code::failed_precondition);
+}
+
+}  // namespace
+}  // namespace fth

@@ -1,0 +1,23 @@
+#pragma once
+// Packed copies of plain models in the cache folder (docs/packed-models.md): written once, used as long as the plain file is the same.
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "tools/cli/flags.h"
+
+namespace fth::cli {
+
+// The packed copy of a model, written now with a progress bar when there is none of this very file; the model itself when it is packed already or has no experts.
+// A copy of an older version of the file is removed first. Errors: those of pack_model; failed_precondition without a cache folder.
+Result<std::filesystem::path> packed_copy(const std::filesystem::path& model, const EngineFlags& flags, const CommonFlags& common);
+
+struct PackedCopy {
+  std::filesystem::path source, copy;
+  uint64_t bytes = 0;
+  bool current = false;  // of the source as it is now
+};
+std::vector<PackedCopy> packed_copies();  // those there are; for doctor
+
+}  // namespace fth::cli
