@@ -404,7 +404,7 @@ Result<> Engine::Impl::make_resident() {
   }
   // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use. Where the CPU stands in it begins to be.
   FTH_RETURN_IF_ERROR(reorder());
-  FTH_RETURN_IF_ERROR(surviving([&]() -> Result<> {
+  const auto compile_all = [&]() -> Result<> {
     FTH_RETURN_IF_ERROR(make_workspaces());
     for (const Placement& p : plan.placements) {
       FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::plain));
@@ -413,7 +413,8 @@ Result<> Engine::Impl::make_resident() {
       FTH_RETURN_IF_ERROR(get(p.kind, p.layer, 1, Variant::after_gates));
     }
     return {};
-  }));
+  };
+  FTH_RETURN_IF_ERROR(surviving(compile_all));
   background.start();
   return screen.plane.bytes > 0 ? make_plane() : Result<>();
 }
