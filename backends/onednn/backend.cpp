@@ -68,7 +68,8 @@ struct OnednnBackend {
 
    private:
     Result<std::byte*> resolve(const fth_binding& b, size_t value, std::string_view what, uint64_t index) const {
-      FTH_ASSIGN_OR_RETURN(Buffer* const buffer, plan_.rules.resolve<Buffer>(b, plan_.values[value].bytes, 1, what, index));
+      FTH_ASSIGN_OR_RETURN(Buffer* const buffer,
+                           plan_.rules.resolve<Buffer>(b, plan_.values[value].bytes, plan_.values[value].alignment, what, index));
       return buffer->data() + b.offset;
     }
 

@@ -112,6 +112,8 @@ Result<SegmentPlan> plan_segment(const sdk::SegmentView& segment, const Units& u
   FTH_ASSIGN_OR_RETURN(plan.values, sdk::values_of(segment, kMostBytes));
   for (const fth_tensor& t : segment.tensors()) {
     const bool slots = t.role == FTH_ROLE_SLOTS;
+    if (traits(sdk::dtype(t)).block_bytes != sizeof(float))
+      plan.values[plan.slot_count.size()].alignment = 1;  // weights are read by the byte
     plan.first_slot.push_back(plan.n_slots);
     plan.slot_count.push_back(slots ? t.dims[0] : 0);
     if (slots) plan.n_slots += static_cast<uint32_t>(t.dims[0]);
