@@ -121,7 +121,7 @@ void Builder::build(const sdk::RopeOp& o, uint32_t) {
 void Builder::build(const sdk::AttentionOp& o, uint32_t index) {
   const int64_t g = o.kv_heads, d = o.head_dim, shared = o.heads / g;
   const auto stored = [&](uint32_t row, uint32_t cache) {
-    const Value x = of(row);
+    Value x = of(row);
     if (o.cache == DType::f32) {
       // A result that is a parameter gets the memory of one for both: a node between them, which changes nothing.
       cells_.emplace_back(cache, std::make_shared<op::Maximum>(x, number(std::numeric_limits<float>::lowest())));

@@ -9,6 +9,8 @@ namespace {
 
 using sdk::text;
 
+constexpr int64_t kMostTokens = 65536;  // times the cells of a cache, a size still
+
 constexpr uint64_t u64(int64_t v) { return static_cast<uint64_t>(v); }
 
 class Planner {
@@ -52,6 +54,7 @@ class Planner {
 
 Result<> Planner::attention() {
   FTH_ASSIGN_OR_RETURN(const sdk::AttentionOp op, ops_.attention());
+  if (ops_.n_tokens() > kMostTokens) return ops_.unsupported(text(ops_.n_tokens(), " tokens at once: at most ", kMostTokens));
   if (op.window == 0) plan_.rules.max_end = std::min(plan_.rules.max_end, op.cells);
   plan_.values[op.k_cache].alignment = plan_.values[op.v_cache].alignment = op.cache == DType::f32 ? 4 : 2;
   const auto item = static_cast<uint32_t>(plan_.ops.size());

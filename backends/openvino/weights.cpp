@@ -58,9 +58,8 @@ ov::Output<ov::Node> in_f32(const T& node) {
   return std::make_shared<op::Convert>(node, ov::element::f32);
 }
 
-// Codes [M, K/32, 32] of `type`, and a scale for each 32.
-ov::Output<ov::Node> grouped(ov::element::Type type, size_t m, size_t k, const ov::Tensor& codes, const ov::Tensor& scales) {
-  (void)type;
+// Codes [M, K/32, 32], and a scale for each 32.
+ov::Output<ov::Node> grouped(size_t m, size_t k, const ov::Tensor& codes, const ov::Tensor& scales) {
   const auto q = in_f32(std::make_shared<op::Constant>(codes));
   const auto s = in_f32(std::make_shared<op::Constant>(scales));
   const auto shape = op::Constant::create(ov::element::i64, {2}, {m, k});
@@ -89,7 +88,7 @@ ov::Output<ov::Node> compressed(DType type, size_t m, size_t k, const std::byte*
     }
     c += 16;
   }
-  return grouped(element, m, k, codes, scales);
+  return grouped(m, k, codes, scales);
 }
 
 }  // namespace
