@@ -17,6 +17,17 @@ constexpr int64_t kDefaultCtx = 4096;
 // Stacks, heap growth and the pages of code that only a running model touches, beyond what is resident when the plan is made.
 constexpr uint64_t kProgramSlack = 12 * kMiB;
 
+// A copy takes this long however small it is: a call of the driver and its wait. Assumed; devices behind PCIe are known to need 5 to 10 us.
+constexpr double kCopyCall = 5e-6;
+
+// What a segment on a device with memory of its own copies beyond the stream on its way in and out, which the planner prices itself: a sparse layer's attention hands y to combine and h to
+// the experts, the head hands over logits.
+double more_copies(SegmentKind kind, const Config& c, double bytes_per_second) {
+  const auto bytes = static_cast<double>(sizeof(float)) * static_cast<double>(kind == SegmentKind::head ? c.n_vocab : c.n_embd);
+  if (kind == SegmentKind::attention && !c.is_sparse()) return 0;
+  return (kind == SegmentKind::head ? 2 : 3) * kCopyCall + (bytes_per_second > 0 ? bytes / bytes_per_second : 0);
+}
+
 uint64_t expert_bytes(const Layer& l) { return l.gate.expert_bytes() + l.up.expert_bytes() + l.down.expert_bytes(); }
 
 // Host-to-device bytes per second, by writing a few MiB; for devices with memory of their own.
@@ -297,7 +308,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
         const double seconds = measured ? run->second : estimate->seconds;
         if (bucket == 1) {
           cost.supported = true;
-          cost.seconds = seconds;
+          cost.seconds = seconds + (devices[d].host_memory ? 0 : more_copies(kind, c, devices[d].copy_bytes_per_second));
           cost.measured = measured;
         }
         if (bucket == shapes.max_bucket && kind != SegmentKind::head)

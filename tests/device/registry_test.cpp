@@ -329,6 +329,40 @@ TEST_F(RegistryTest, CpuOptionsGoToTheCpuBackendOnly) {
   EXPECT_THAT(r.error().message, HasSubstr("'turbo' is not known; known: isa"));
 }
 
+TEST_F(RegistryTest, AFileThatIsRemovedBetweenTheSearchAndTheOpening) {
+  const fs::path file = dir_ / "libfth_newer.so";
+  fs::copy_file(plugin("newer_minor"), file);
+  options_.plugin_paths = {dir_};
+  options_.named_only = true;  // nobody else's files go
+  options_.admit = [](const fs::path& found) {
+    fs::remove(found);
+    return std::string();
+  };
+  EXPECT_THAT(report(*open(), file).reason, HasSubstr("cannot be opened for reading"));
+}
+
+TEST_F(RegistryTest, WhatIsKnownOfPluginsAndDevicesDecides) {
+  options_.plugin_paths = {plugin("newer_minor"), plugin("same_name")};
+  options_.named_only = true;
+  options_.admit = [](const fs::path& file) {
+    return std::string(file == fs::canonical(plugin("same_name")) ? "its self-test ended with SIGSEGV" : "");
+  };
+  options_.check = [](const BackendReport& backend, uint32_t index, const Device& device) {
+    DeviceCheck known;
+    known.refusal = backend.name + " " + std::to_string(index) + " " + device.name() + ": wrong";
+    known.wrong = true;
+    return known;
+  };
+  const auto r = open();
+  EXPECT_EQ(report(*r, plugin("same_name")).reason, "its self-test ended with SIGSEGV");
+  EXPECT_FALSE(report(*r, plugin("same_name")).loaded);
+  const DeviceEntry& entry = r->devices()[*r->find("newer:0")];
+  EXPECT_EQ(entry.refusal, "newer 0 newer:0: wrong");
+  EXPECT_TRUE(entry.check.wrong);
+  EXPECT_EQ(r->devices()[0].refusal, "") << "those linked in are not asked about";
+  EXPECT_TRUE(r->searched().empty());
+}
+
 TEST_F(RegistryTest, FailsOnlyWithoutAnyDevice) {
   g_with_builtin = false;
   options_.builtin_only = true;

@@ -161,7 +161,7 @@ class Profiler {
       const bool named = f_.engine.device == name;
       if (!f_.engine.device.empty() && !named) continue;
       const bool software = (entry.device.info().flags & FTH_DEVICE_SOFTWARE) != 0;
-      if (!entry.refusal.empty() && !software && !named && !f_.all_devices) {
+      if (entry.check.wrong || (!entry.refusal.empty() && !software && !named && !f_.all_devices)) {
         profile_.unprofiled.push_back({name, entry.refusal});
         continue;
       }
