@@ -152,8 +152,8 @@ TEST_P(BadPlugin, IsListedWithItsReason) {
 
 INSTANTIATE_TEST_SUITE_P(Device, BadPlugin,
                          ::testing::Values(Refusal{"no_symbol", "has no symbol fth_backend_query: not a forethought plugin"},
-                                           Refusal{"other_major", "serves ABI 2, this program serves 1.0"},
-                                           Refusal{"lying_major", "built for ABI 2.0, this program serves 1.0"},
+                                           Refusal{"other_major", "serves ABI 2, this program serves 1.1"},
+                                           Refusal{"lying_major", "built for ABI 2.1, this program serves 1.1"},
                                            Refusal{"null_function", "lacks estimate, wait"}, Refusal{"short_table", "lacks submit, wait"},
                                            Refusal{"garbage_size", "struct_size 3735928559, expected 144 (ABI 1.1)"},
                                            Refusal{"bad_name", "no usable name"},

@@ -74,12 +74,15 @@ TEST(Engine, ALayerOfADecodedTokenHasFewBarriersAndSaysWhatLives) {
   const auto engine = open(options());
   auto session = engine->new_session();
   ASSERT_TRUE(session);
-  ASSERT_TRUE(session->prefill(engine->tokenizer().encode(kPrompt, SpecialTokens::parse)));
+  auto logits = session->prefill(engine->tokenizer().encode(kPrompt, SpecialTokens::parse));
   ThreadPool& pool = engine->registry().pool();
   if (pool.n_threads() < 2) GTEST_SKIP() << "one thread: no barriers";
   const uint64_t before = pool.n_loops();
-  constexpr uint64_t kTokens = 4;
-  for (uint64_t i = 0; i < kTokens; ++i) ASSERT_TRUE(session->decode(1));
+  constexpr uint64_t kTokens = 8;
+  for (uint64_t i = 0; i < kTokens; ++i) {
+    ASSERT_TRUE(logits);
+    logits = session->decode(arg_max(*logits));
+  }
   // Router; Q, K and V; attention; its output; experts. One more for the head.
   const auto layers = static_cast<uint64_t>(engine->model().config.n_layer);
   EXPECT_LE(pool.n_loops() - before, kTokens * (5 * layers + 1));
