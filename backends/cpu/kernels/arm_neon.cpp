@@ -272,8 +272,8 @@ inline void store_neuron_codes(Q8_0, const NeuronGroup& group, int64_t r0, uint8
 }
 
 #include "backends/cpu/kernels/float.inc"
-#include "backends/cpu/kernels/quant.inc"
 #include "backends/cpu/kernels/plane.inc"
+#include "backends/cpu/kernels/quant.inc"
 #include "backends/cpu/kernels/table.inc"
 
 }  // namespace

@@ -105,8 +105,8 @@ inline void dot_sub_scaled(const uint8_t* w, const int16_t* scales, const int8_t
 }
 
 #include "backends/cpu/kernels/float.inc"
-#include "backends/cpu/kernels/quant.inc"
 #include "backends/cpu/kernels/plane.inc"
+#include "backends/cpu/kernels/quant.inc"
 #include "backends/cpu/kernels/table.inc"
 
 }  // namespace
