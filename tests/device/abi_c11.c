@@ -11,8 +11,9 @@ static_assert(sizeof(fth_segment) == 40, "1.0");
 static_assert(sizeof(fth_estimate) == 32, "1.0");
 static_assert(sizeof(fth_binding) == 24, "1.0");
 static_assert(sizeof(fth_device_info) == 320, "1.0");
-static_assert(sizeof(fth_backend) == 136, "1.0");
 static_assert(offsetof(fth_backend, wait) == 128, "1.0");
+static_assert(offsetof(fth_backend, live_neurons) == 136, "1.1");
+static_assert(sizeof(fth_backend) == 144, "1.1");
 #endif
 
 int fth_abi_is_c(void) { return FTH_OP_KIND_END; }
