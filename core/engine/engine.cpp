@@ -481,11 +481,13 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   Result<> decided = impl->decide();
   if (!decided && decided.error().code == Code::resource_exhausted && impl->screen.plane.bytes > 0) {
     impl->screen.why_not = "the budget has no room for its plane of " + format_bytes(std::exchange(impl->screen.plane, {}).bytes);
+    impl->options.ubatch = impl->ubatch_wanted;
     decided = impl->decide();
     if (decided) impl->plan.notes.push_back("the exact head is used: " + impl->screen.why_not);
   }
   FTH_RETURN_IF_ERROR(decided);
   if (reorders && impl->streamed()) {
+    impl->options.ubatch = impl->ubatch_wanted;
     impl->keep_order("experts are streamed from the file as it is; `forethought pack` writes one that decodes faster");
     FTH_RETURN_IF_ERROR(impl->decide());
   }

@@ -101,7 +101,7 @@ struct EngineOptions {
   StreamOptions stream;
   KeptExpertTimes expert_times;
   // Segments placed on a device that works in the host's memory run on the CPU until that device has compiled them, in a thread of its own; one that it
-  // cannot compile stays on the CPU, and the log says so. Which steps ran where depends on time then, and with it the last bits of results. false: compiled
+  // cannot compile stays on the CPU, and the log says so. Experts stay on the CPU. Which steps ran where depends on time then, and with it the last bits of results. false: compiled
   // before the first step, and a failure is an error of open().
   bool start_on_cpu = false;
   HeadMode head = HeadMode::exact;

@@ -140,7 +140,9 @@ Result<> Engine::Impl::choose_experts() {
   const auto backend = [&](size_t d) { return std::string(device(d).api().name); };
   for (size_t d = 1; d < registry->devices().size(); ++d) {
     const bool fits = device(d).info().kind == FTH_KIND_CPU && device(d).reads_host_memory() && backend(d) != backend(0);
-    if (!fits || !registry->devices()[d].refusal.empty()) continue;
+    // Slower at dense products is no reason: experts are timed here. What computes wrong or is a driver's software stays out.
+    const DeviceEntry& entry = registry->devices()[d];
+    if (!fits || entry.check.wrong || (device(d).info().flags & FTH_DEVICE_SOFTWARE) != 0) continue;
     bool takes_all = true;
     for (const int64_t bucket : kBuckets)
       for (const Variant v : {Variant::plain, Variant::gates, Variant::after_gates})
@@ -150,6 +152,10 @@ Result<> Engine::Impl::choose_experts() {
     choice.candidates.push_back(d);
   }
   if (choice.candidates.empty()) return {};
+  if (options.start_on_cpu) {
+    choice = {.candidates = {}, .times = {}, .buckets = {}, .note = "experts stay on the CPU where it begins for another device"};
+    return {};
+  }
   for (const PlacementRule& rule : options.rules)
     for (int64_t layer = 0; layer < model->config.n_layer; ++layer)
       if (matches_pattern(rule.pattern, "layer." + std::to_string(layer) + ".experts")) {

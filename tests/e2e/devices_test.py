@@ -14,7 +14,7 @@ import unittest
 from program import BAD_DEVICE, DONE, TINY, USAGE, measured_cache, program_path
 
 BUILD = pathlib.Path(os.environ["FTH_BUILD_DIR"])
-FAULTY = (BUILD / "tests/plugins/libfth_faulty.so").resolve()
+FAULTY = (BUILD / "tests/fake_plugins/libfth_faulty.so").resolve()
 PROMPT = "Translate to German: The old teacher buys a red car."
 REPLY = "Der alte Lehrer kauft ein rotes Auto."
 

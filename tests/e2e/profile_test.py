@@ -15,7 +15,7 @@ import program
 from program import FAILED, TINY, USAGE, must, must_json, run
 
 BUILD = pathlib.Path(os.environ.get("FTH_BUILD_DIR", program.ROOT / "build/release"))
-COPYING = BUILD / "tests/plugins/libfth_copying.so"
+COPYING = BUILD / "tests/fake_plugins/libfth_copying.so"
 QUICK = ("-m", TINY, "--pp", 40, "--tg", 6, "-r", 2, "--seconds", 4)
 SEGMENTS = {"embed", "router", "attention", "experts", "combine", "head"}
 

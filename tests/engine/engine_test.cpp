@@ -151,7 +151,7 @@ TEST(Engine, AttentionOnADeviceWithItsOwnMemoryGivesTheSameBits) {
   for (const char* where : {"layer.*.attention", "layer.3.attention", "head"}) {
     EngineOptions o = options();
     o.cpu_only = false;
-    o.registry.plugin_paths = {from_env("FTH_BUILD_DIR", "tests/plugins/libfth_copying.so")};
+    o.registry.plugin_paths = {from_env("FTH_BUILD_DIR", "tests/fake_plugins/libfth_copying.so")};
     o.rules = {{where, "copying:0"}};
     auto mixed = open(o);
     ASSERT_TRUE(mixed);

@@ -24,7 +24,7 @@ EngineOptions options(const std::string& fail) {
   EngineOptions o;
   o.model = from_env("FTH_SOURCE_DIR", "tools/tiny_model/tiny-smallthinker-q4_0.gguf");
   o.registry.n_threads = 2;
-  o.registry.plugin_paths = {from_env("FTH_BUILD_DIR", "tests/plugins/libfth_faulty.so")};
+  o.registry.plugin_paths = {from_env("FTH_BUILD_DIR", "tests/fake_plugins/libfth_faulty.so")};
   o.registry.named_only = true;
   o.registry.log = [](void*, int32_t level, const char* text) {
     if (level <= FTH_LOG_WARNING) g_log += std::string(text) + "\n";

@@ -124,7 +124,7 @@ TEST(Streaming, SpareDeviceMemoryHoldsMoreExpertsAndTheBitsStay) {
   ASSERT_NE(build, nullptr);
   EngineOptions o = streamed(12);
   o.cpu_only = false;
-  o.registry.plugin_paths = {std::filesystem::path(build) / "tests/plugins/libfth_copying.so"};
+  o.registry.plugin_paths = {std::filesystem::path(build) / "tests/fake_plugins/libfth_copying.so"};
   o.device = "cpu";
   o.stream.tier = "copying:0";
   o.vram_budget = uint64_t{64} << 20;

@@ -183,7 +183,7 @@ TEST(ProfileEngine, CpuTimeWhenAskedFor) {
 TEST(ProfileEngine, CopiesAndTheDevicesLane) {
   EngineOptions o = options();
   o.cpu_only = false;
-  o.registry.plugin_paths = {std::filesystem::absolute(from_env("FTH_BUILD_DIR", "tests/plugins/libfth_copying.so"))};
+  o.registry.plugin_paths = {std::filesystem::absolute(from_env("FTH_BUILD_DIR", "tests/fake_plugins/libfth_copying.so"))};
   o.device = "copying:0";
   const Recorded r = record(o);
   ASSERT_TRUE(r.engine);

@@ -133,6 +133,7 @@ class Profiler {
     const fth_device_info info = opened.engine->registry().devices()[0].device.info();
     for (const KernelSet& k : kernel_sets(info.description))
       if (k.used) profile_.isa = k.name;
+    opened.head.reset();  // it looks at the engine once more
     opened.engine.reset();
     FTH_ASSIGN_OR_RETURN(Column c, measure(cpu_flags(), {"cpu", info_text(info), false}, "cpu"));
     profile_.columns.push_back(std::move(c));
