@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "backends/cpu/cpu_info.h"
+#include "backends/cpu/ops/work.h"
 #include "backends/cpu/segment.h"
 #include "core/base/bytes.h"
 
@@ -22,8 +23,8 @@ constexpr uint64_t kHugePage = 2 * kMiB;
 constexpr double kBytesPerSecondPerCore = 8e9;
 constexpr uint32_t kCoresThatFillMemory = 4;  // more cores than this share the same memory
 double flops_per_core(std::string_view table) {
-  constexpr std::pair<std::string_view, double> kEstimates[] = {
-      {"avx2", 100e9}, {"avx512", 160e9}, {"avx512_vnni", 300e9}, {"neon_dotprod", 30e9}, {"generic", 2e9}};
+  constexpr std::pair<std::string_view, double> kEstimates[] = {{"avx2", 100e9},     {"avx512", 160e9},      {"avx512_vnni", 300e9},
+                                                                {"avx_vnni", 180e9}, {"neon_dotprod", 30e9}, {"generic", 2e9}};
   for (const auto& [name, flops] : kEstimates)
     if (name == table) return flops;
   return 2e9;
@@ -172,9 +173,8 @@ Result<CpuBackend::Event*> CpuBackend::Executable::submit(std::span<const fth_bi
     for (size_t v = 0; v < values_.size(); ++v)
       if (plan_.values[v].role == FTH_ROLE_TEMP) values_[v] = workspace + plan_.values[v].offset;
   }
-  for (const Step& step : plan_.steps)
-    if (Result<> r = std::visit([&](const auto& s) { return run_step(s, run); }, step); !r)
-      return tl::unexpected<Error>(std::move(r).error().context(plan_.name));
+  for (size_t at = 0; at < plan_.steps.size();)
+    if (Result<> r = run_steps(plan_.steps, &at, run); !r) return tl::unexpected<Error>(std::move(r).error().context(plan_.name));
   return &event_;
 }
 

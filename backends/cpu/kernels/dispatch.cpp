@@ -13,7 +13,7 @@ namespace {
 #if defined(__x86_64__)
 
 struct Features {
-  uint32_t leaf1_ecx = 0, leaf7_ebx = 0, leaf7_ecx = 0, xcr0 = 0;
+  uint32_t leaf1_ecx = 0, leaf7_ebx = 0, leaf7_ecx = 0, leaf7_1_eax = 0, xcr0 = 0;
 };
 
 Features read_features() {
@@ -24,6 +24,7 @@ Features read_features() {
     f.leaf7_ebx = b;
     f.leaf7_ecx = c;
   }
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) f.leaf7_1_eax = a;
   // XGETBV by name needs -mxsave; the instruction exists wherever OSXSAVE says so.
   if (f.leaf1_ecx & bit_OSXSAVE) asm volatile("xgetbv" : "=a"(f.xcr0), "=d"(d) : "c"(0));
   return f;
@@ -35,6 +36,12 @@ const char* refuse_avx2(const Features& f) {
   if (!(f.leaf1_ecx & bit_F16C)) return "cpuid has no f16c";
   if ((f.xcr0 & 0x06) != 0x06) return "the operating system does not save AVX registers";
   return nullptr;
+}
+
+const char* refuse_avx_vnni(const Features& f) {
+  constexpr uint32_t kAvxVnniBit = 1u << 4;
+  if (!(f.leaf7_1_eax & kAvxVnniBit)) return "cpuid has no avx_vnni";
+  return refuse_avx2(f);
 }
 
 const char* refuse_avx512(const Features& f) {
@@ -59,6 +66,7 @@ size_t kernel_choices(const KernelChoice** out) {
 #if defined(__x86_64__)
   static const Features features = read_features();
   static const KernelChoice choices[] = {{&kAvx512Vnni, refuse_avx512_vnni(features)},
+                                         {&kAvxVnni, refuse_avx_vnni(features)},
                                          {&kAvx512, refuse_avx512(features)},
                                          {&kAvx2, refuse_avx2(features)},
                                          {&kGeneric, nullptr}};

@@ -119,6 +119,7 @@ struct KernelTable {
 extern const KernelTable kGeneric;
 #if defined(__x86_64__)
 extern const KernelTable kAvx2;        // AVX2, FMA, F16C
+extern const KernelTable kAvxVnni;     // the same and AVX-VNNI
 extern const KernelTable kAvx512;      // AVX-512 F, BW, DQ, VL
 extern const KernelTable kAvx512Vnni;  // the same and VNNI
 #elif defined(__aarch64__)

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/cpu/ops/work.h"
 #include "backends/cpu/planner.h"
 
 namespace fth::cpu {
@@ -138,71 +139,78 @@ Result<> plan_attention(Planner& p) {
   return {};
 }
 
-Result<> run_step(const AttentionStep& s, const Run& run) {
-  const int64_t n = run.n_tokens, kv_width = s.kv_heads * s.head_dim, per_kv = s.heads / s.kv_heads * s.head_dim;
+// An item is a tile of tokens and the query heads of one kv head: its cells are read, and converted, once for all of them. Where that leaves threads idle,
+// items take fewer tokens, then fewer heads.
+AttentionWork::AttentionWork(const AttentionStep& step, const Run& run)
+    : s_(step), run_(run), cell_bytes_(row_bytes(step.cache_type, step.kv_heads * step.head_dim)) {
+  const int64_t n = run.n_tokens, threads = run.host.n_threads(), n_q = s_.heads / s_.kv_heads;
+  tokens_ = std::clamp<int64_t>(n * s_.kv_heads / (threads * 4), 1, std::max<int64_t>(1, kAttentionRows / n_q));
+  tiles_ = ceil_div(n, tokens_);
+  const int64_t idle = ceil_div(threads, tiles_ * s_.kv_heads);
+  heads_ = ceil_div(n_q, std::min(idle, n_q));
+  parts_ = ceil_div(n_q, heads_);
+}
+
+Result<AttentionWork> AttentionWork::make(const AttentionStep& s, const Run& run) {
+  const AttentionWork work(s, run);
+  const int64_t n = run.n_tokens, kv_width = s.kv_heads * s.head_dim;
   if (s.window == 0 && run.pos + n > s.cells)
     return fail(Code::out_of_range, text("attention: positions to ", run.pos + n - 1, " and a cache of ", s.cells, " cells"));
-  const uint64_t cell_bytes = row_bytes(s.cache_type, kv_width);
-  std::byte *k_state = nullptr, *v_state = nullptr;
-  std::byte *const *k_pages = &k_state, *const *v_pages = &v_state;
+  std::byte *const *const k_pages = work.k_pages(), *const *const v_pages = work.v_pages();
   if (s.paged) {
-    k_pages = run.slots + s.k_pages;
-    v_pages = run.slots + s.v_pages;
     const int64_t used = ceil_div(run.pos + n, s.page_cells);
     for (int64_t page = 0; page < used; ++page)
       if (page >= run.n_slots || !k_pages[page] || !v_pages[page])
         return fail(Code::invalid_argument,
                     text("attention: positions to ", run.pos + n - 1, " and page ", page, " of ", s.page_cells, " cells is not bound"));
-  } else {
-    k_state = run.at<std::byte>(s.k_cache);
-    v_state = run.at<std::byte>(s.v_cache);
   }
   const float* const k = run.at<const float>(s.k);
   const float* const v = run.at<const float>(s.v);
   for_tokens(run, 2 * kv_width, [&](int64_t t) {
     const int64_t cell = (run.pos + t) % s.cells;
     const auto store = [&](const float* row, std::byte* page) {
-      std::byte* const to = page + static_cast<uint64_t>(cell % s.page_cells) * cell_bytes;
+      std::byte* const to = page + static_cast<uint64_t>(cell % s.page_cells) * work.cell_bytes_;
       switch (s.cache_type) {
         case DType::f16: run.kernels.f32_to_f16(kv_width, row, reinterpret_cast<uint16_t*>(to)); break;
         case DType::q8_0: run.kernels.f32_to_q8_0(kv_width, row, to); break;
-        default: std::memcpy(to, row, cell_bytes);
+        default: std::memcpy(to, row, work.cell_bytes_);
       }
     };
     store(k + t * kv_width, k_pages[cell / s.page_cells]);
     store(v + t * kv_width, v_pages[cell / s.page_cells]);
   });
+  return work;
+}
 
-  const float* const q = run.at<const float>(s.q);
-  float* const y = run.at<float>(s.y);
-  const auto attend = s.cache_type == DType::f16    ? run.kernels.attention_f16
-                      : s.cache_type == DType::q8_0 ? run.kernels.attention_q8_0
-                                                    : run.kernels.attention_f32;
-  // An item is a tile of tokens and the query heads of one kv head: its cells are read, and converted, once for all of them. Where that leaves
-  // threads idle, items take fewer tokens, then fewer heads. The last tokens, which see the most, go first.
-  const int64_t threads = run.host.n_threads(), n_q = s.heads / s.kv_heads;
-  const int64_t tokens = std::clamp<int64_t>(n * s.kv_heads / (threads * 4), 1, std::max<int64_t>(1, kAttentionRows / n_q));
-  const int64_t tiles = ceil_div(n, tokens), idle = ceil_div(threads, tiles * s.kv_heads);
-  const int64_t heads = ceil_div(n_q, std::min(idle, n_q)), parts = ceil_div(n_q, heads);
-  parallel(run.host, tiles * s.kv_heads * parts, [&](uint32_t item) {
-    const int64_t t = (tiles - 1 - item % tiles) * tokens, kv_head = item / tiles / parts, head = item / tiles % parts * heads;
-    const int64_t at = t * s.heads * s.head_dim + kv_head * per_kv + head * s.head_dim;
-    attend({.q = q + at,
-            .k = k_pages,
-            .v = v_pages,
-            .head_offset = row_bytes(s.cache_type, s.head_dim) * static_cast<uint64_t>(kv_head),
-            .cell_bytes = cell_bytes,
-            .page_cells = s.page_cells,
-            .y = y + at,
-            .stride = s.heads * s.head_dim,
-            .n_q = std::min(heads, n_q - head),
-            .head_dim = s.head_dim,
-            .pos = run.pos + t,
-            .n_tokens = std::min(tokens, n - t),
-            .window = s.window,
-            .n_cells = s.cells,
-            .scale = s.scale});
-  });
+void AttentionWork::operator()(int64_t item) const {
+  const AttentionStep& s = s_;
+  const auto attend = s.cache_type == DType::f16    ? run_.kernels.attention_f16
+                      : s.cache_type == DType::q8_0 ? run_.kernels.attention_q8_0
+                                                    : run_.kernels.attention_f32;
+  const int64_t n_q = s.heads / s.kv_heads;
+  // The last tokens, which see the most, go first.
+  const int64_t t = (tiles_ - 1 - item % tiles_) * tokens_, kv_head = item / tiles_ / parts_, head = item / tiles_ % parts_ * heads_;
+  const int64_t at = ((t * s.kv_heads + kv_head) * n_q + head) * s.head_dim;
+  attend({.q = run_.at<const float>(s.q) + at,
+          .k = k_pages(),
+          .v = v_pages(),
+          .head_offset = row_bytes(s.cache_type, s.head_dim) * static_cast<uint64_t>(kv_head),
+          .cell_bytes = cell_bytes_,
+          .page_cells = s.page_cells,
+          .y = run_.at<float>(s.y) + at,
+          .stride = s.heads * s.head_dim,
+          .n_q = std::min(heads_, n_q - head),
+          .head_dim = s.head_dim,
+          .pos = run_.pos + t,
+          .n_tokens = std::min(tokens_, run_.n_tokens - t),
+          .window = s.window,
+          .n_cells = s.cells,
+          .scale = s.scale});
+}
+
+Result<> run_step(const AttentionStep& s, const Run& run) {
+  FTH_ASSIGN_OR_RETURN(const AttentionWork work, AttentionWork::make(s, run));
+  parallel(run.host, work.n_items(), work);
   return {};
 }
 

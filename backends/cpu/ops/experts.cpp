@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "backends/cpu/ops/work.h"
 #include "backends/cpu/planner.h"
 
 namespace fth::cpu {
@@ -271,29 +272,10 @@ void Experts::down_row_per_neuron(int64_t slot, int64_t col0, int64_t n) const {
         run.kernels.axpy[static_cast<size_t>(s.down_type)](n, h, row, y + rows[i] * s.width + col0);
 }
 
-void cpu_relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 // Sizes of pieces: about eight per thread over all busy slots, in multiples of `unit`, at most `max`.
 int64_t piece_size(int64_t total, int64_t busy_slots, int64_t n_threads, int64_t unit, int64_t max) {
   const int64_t size = total * busy_slots / (n_threads * 8);
   return std::clamp(size / unit * unit, unit, std::max(unit, max / unit * unit));
-}
-
-// Pairs with the acquire-release subtractions: what was written before the last of them is seen. Spins about as long as an item takes, then sleeps, as the
-// other thread may have lost its core.
-void wait_for_zero(std::atomic_ref<int32_t> left) {
-  for (int i = 0; i < 1024; ++i) {
-    if (left.load(std::memory_order_acquire) == 0) return;
-    cpu_relax();
-  }
-  for (int32_t seen = left.load(std::memory_order_acquire); seen != 0; seen = left.load(std::memory_order_acquire))
-    left.wait(seen, std::memory_order_acquire);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "backends/cpu/ops/work.h"
 #include "backends/cpu/planner.h"
 
 namespace fth::cpu {
@@ -97,51 +98,55 @@ int64_t rows_per_item(const MatmulPart& part, int64_t all_rows, int64_t n_thread
 
 }  // namespace
 
+MatmulWork::MatmulWork(const MatmulStep& step, const Run& run) : s_(step), run_(run) {
+  for (const MatmulPart& part : s_.parts) all_rows_ += part.rows;
+  for (const MatmulPart& part : s_.parts) items_ += ceil_div(part.rows, rows_per_item(part, all_rows_, run.host.n_threads(), run.n_tokens));
+}
+
+void MatmulWork::operator()(int64_t item) const {
+  const int64_t n = run_.n_tokens;
+  int64_t i = item;
+  const MatmulPart* part = s_.parts.data();
+  int64_t rows = 0;
+  for (;; ++part) {
+    rows = rows_per_item(*part, all_rows_, run_.host.n_threads(), n);
+    const int64_t own = ceil_div(part->rows, rows);
+    if (i < own) break;
+    i -= own;
+  }
+  const int64_t row0 = i * rows;
+  rows = std::min(rows, part->rows - row0);
+  float* const y = run_.at<float>(part->y) + row0;
+  const float* const bias = part->bias == kNoValue ? nullptr : run_.at<const float>(part->bias) + row0;
+  const int64_t columns = part->fine ? kFineTokens : std::max<int64_t>(64, static_cast<int64_t>(320 * 1024 / part->act_bytes) / 64 * 64);
+  alignas(64) std::array<float, kFineRows * kFineTokens * 2> two;  // written only for fine products
+  for (int64_t c = 0; c < n; c += columns) {
+    const int64_t n_cols = std::min(columns, n - c);
+    run_.kernels.matmul[static_cast<size_t>(part->type)](
+        {.weights = run_.at<const std::byte>(part->weight) + static_cast<uint64_t>(row0) * part->row_bytes,
+         .row_bytes = part->row_bytes,
+         .act = run_.at<const std::byte>(part->act) + static_cast<uint64_t>(part->fine ? 2 * c : c) * part->act_bytes,
+         .act_bytes = part->act_bytes,
+         .dst = part->fine ? two.data() : y + c * part->rows,
+         .dst_stride = part->fine ? kFineRows : part->rows,
+         .k = s_.k,
+         .n_rows = rows,
+         .n_cols = part->fine ? 2 * n_cols : n_cols,
+         .rows = nullptr});
+    if (part->fine)
+      for (int64_t j = 0; j < n_cols; ++j) {
+        const float* const pair = two.data() + 2 * j * kFineRows;
+        for (int64_t r = 0; r < rows; ++r) y[(c + j) * part->rows + r] = pair[r] + pair[kFineRows + r];
+      }
+    if (!bias) continue;
+    for (int64_t j = c; j < c + n_cols; ++j)
+      for (int64_t r = 0; r < rows; ++r) y[j * part->rows + r] += bias[r];
+  }
+}
+
 Result<> run_step(const MatmulStep& s, const Run& run) {
-  int64_t all_rows = 0;
-  for (const MatmulPart& part : s.parts) all_rows += part.rows;
-  const int64_t threads = run.host.n_threads(), n = run.n_tokens;
-  int64_t items = 0;
-  for (const MatmulPart& part : s.parts) items += ceil_div(part.rows, rows_per_item(part, all_rows, threads, n));
-  parallel(run.host, items, [&](uint32_t item) {
-    int64_t i = item;
-    const MatmulPart* part = s.parts.data();
-    int64_t rows = 0;
-    for (;; ++part) {
-      rows = rows_per_item(*part, all_rows, threads, n);
-      const int64_t own = ceil_div(part->rows, rows);
-      if (i < own) break;
-      i -= own;
-    }
-    const int64_t row0 = i * rows;
-    rows = std::min(rows, part->rows - row0);
-    float* const y = run.at<float>(part->y) + row0;
-    const float* const bias = part->bias == kNoValue ? nullptr : run.at<const float>(part->bias) + row0;
-    const int64_t columns = part->fine ? kFineTokens : std::max<int64_t>(64, static_cast<int64_t>(320 * 1024 / part->act_bytes) / 64 * 64);
-    alignas(64) std::array<float, kFineRows * kFineTokens * 2> two;  // written only for fine products
-    for (int64_t c = 0; c < n; c += columns) {
-      const int64_t n_cols = std::min(columns, n - c);
-      run.kernels.matmul[static_cast<size_t>(part->type)](
-          {.weights = run.at<const std::byte>(part->weight) + static_cast<uint64_t>(row0) * part->row_bytes,
-           .row_bytes = part->row_bytes,
-           .act = run.at<const std::byte>(part->act) + static_cast<uint64_t>(part->fine ? 2 * c : c) * part->act_bytes,
-           .act_bytes = part->act_bytes,
-           .dst = part->fine ? two.data() : y + c * part->rows,
-           .dst_stride = part->fine ? kFineRows : part->rows,
-           .k = s.k,
-           .n_rows = rows,
-           .n_cols = part->fine ? 2 * n_cols : n_cols,
-           .rows = nullptr});
-      if (part->fine)
-        for (int64_t j = 0; j < n_cols; ++j) {
-          const float* const pair = two.data() + 2 * j * kFineRows;
-          for (int64_t r = 0; r < rows; ++r) y[(c + j) * part->rows + r] = pair[r] + pair[kFineRows + r];
-        }
-      if (!bias) continue;
-      for (int64_t j = c; j < c + n_cols; ++j)
-        for (int64_t r = 0; r < rows; ++r) y[j * part->rows + r] += bias[r];
-    }
-  });
+  const MatmulWork work(s, run);
+  parallel(run.host, work.n_items(), work);
   return {};
 }
 

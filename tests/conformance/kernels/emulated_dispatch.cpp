@@ -4,7 +4,8 @@
 namespace fth::cpu {
 
 size_t kernel_choices(const KernelChoice** out) {
-  static const KernelChoice choices[] = {{&kAvx512Vnni, nullptr}, {&kAvx512, nullptr}, {&kAvx2, nullptr}, {&kGeneric, nullptr}};
+  static const KernelChoice choices[] = {
+      {&kAvx512Vnni, nullptr}, {&kAvxVnni, nullptr}, {&kAvx512, nullptr}, {&kAvx2, nullptr}, {&kGeneric, nullptr}};
   *out = choices;
   return sizeof choices / sizeof choices[0];
 }
