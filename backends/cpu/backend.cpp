@@ -1,7 +1,5 @@
 // The cpu backend: the host's memory, the host's threads, the best kernel table that this machine runs.
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
@@ -11,12 +9,12 @@
 #include "backends/cpu/ops/work.h"
 #include "backends/cpu/segment.h"
 #include "core/base/bytes.h"
+#include "plugins/sdk/host_memory.h"
 
 namespace fth::cpu {
 namespace {
 
 constexpr uint64_t kAlignment = 64;
-constexpr uint64_t kHugePage = 2 * kMiB;
 
 // For a planner that has measured nothing: what a core of a modest machine gets. The options bytes_per_second and
 // flops_per_second replace them.
@@ -33,35 +31,8 @@ double flops_per_core(std::string_view table) {
 struct CpuBackend {
   static constexpr const char* kName = "cpu";
 
-  class Event {
-   public:
-    Result<> wait() { return {}; }  // submit runs to the end
-  };
-
-  class Buffer {
-   public:
-    struct Free {
-      void operator()(std::byte* p) const { std::free(p); }
-    };
-    Buffer(std::unique_ptr<std::byte, Free> own, std::byte* p, uint64_t bytes) : own_(std::move(own)), p_(p), bytes_(bytes) {}
-    Result<> write(uint64_t offset, const void* src, uint64_t bytes) {
-      FTH_RETURN_IF_ERROR(sdk::check_range(offset, bytes, bytes_));
-      if (bytes > 0) std::memcpy(p_ + offset, src, bytes);
-      return {};
-    }
-    Result<> read(uint64_t offset, void* dst, uint64_t bytes) {
-      FTH_RETURN_IF_ERROR(sdk::check_range(offset, bytes, bytes_));
-      if (bytes > 0) std::memcpy(dst, p_ + offset, bytes);
-      return {};
-    }
-    std::byte* data() const { return p_; }
-    uint64_t bytes() const { return bytes_; }
-
-   private:
-    std::unique_ptr<std::byte, Free> own_;  // null for the host's memory
-    std::byte* p_;
-    uint64_t bytes_;
-  };
+  using Event = sdk::DoneEvent;
+  using Buffer = sdk::HostBuffer;
 
   class Executable {
    public:
@@ -94,8 +65,8 @@ struct CpuBackend {
           bytes_per_second_(bytes_per_second),
           flops_per_second_(flops_per_second) {}
     Result<fth_device_info> info() const;
-    Result<std::unique_ptr<Buffer>> alloc(uint64_t bytes) const;
-    Result<std::unique_ptr<Buffer>> import_host(void* p, uint64_t bytes) const;
+    Result<std::unique_ptr<Buffer>> alloc(uint64_t bytes) const { return Buffer::allocate(kName, bytes); }
+    Result<std::unique_ptr<Buffer>> import_host(void* p, uint64_t bytes) const { return Buffer::import(kName, p, bytes); }
     Result<fth_estimate> estimate(const sdk::SegmentView& segment) const;
     Result<std::unique_ptr<Executable>> compile(const sdk::SegmentView& segment, std::span<const fth_binding> weights) const;
 
@@ -192,23 +163,6 @@ Result<fth_device_info> CpuBackend::Device::info() const {
   i.flops_per_second = flops_per_second_;
   i.launch_seconds = kLaunchSeconds;
   return i;
-}
-
-Result<std::unique_ptr<CpuBackend::Buffer>> CpuBackend::Device::alloc(uint64_t bytes) const {
-  const uint64_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
-  if (bytes > (uint64_t{1} << 56)) return fail(Code::resource_exhausted, text("cpu: an allocation of ", bytes, " bytes"));
-  void* p = nullptr;
-  if (posix_memalign(&p, alignment, std::max<uint64_t>(bytes, 1)) != 0)
-    return fail(Code::resource_exhausted, text("cpu: out of memory for a buffer of ", format_bytes(bytes)));
-  // Advice: without huge pages a scan of weights spends a tenth of its time on address translation.
-  if (bytes >= kHugePage) (void)madvise(p, bytes, MADV_HUGEPAGE);
-  std::byte* const data = static_cast<std::byte*>(p);
-  return std::make_unique<Buffer>(std::unique_ptr<std::byte, Buffer::Free>(data), data, bytes);
-}
-
-Result<std::unique_ptr<CpuBackend::Buffer>> CpuBackend::Device::import_host(void* p, uint64_t bytes) const {
-  if (!p) return fail(Code::invalid_argument, "cpu: import_host of a null pointer");
-  return std::make_unique<Buffer>(nullptr, static_cast<std::byte*>(p), bytes);
 }
 
 Result<fth_estimate> CpuBackend::Device::estimate(const sdk::SegmentView& segment) const {

@@ -9,6 +9,7 @@
 
 #include "backends/onednn/plan.h"
 #include "core/base/bytes.h"
+#include "plugins/sdk/host_memory.h"
 
 namespace fth::onednn {
 namespace {
@@ -22,35 +23,8 @@ constexpr double kBytesPerSecond = 8e9;  // of a modest machine's memory
 struct OnednnBackend {
   static constexpr const char* kName = "onednn";
 
-  class Event {
-   public:
-    Result<> wait() { return {}; }  // submit runs to the end
-  };
-
-  class Buffer {
-   public:
-    struct Free {
-      void operator()(std::byte* p) const { std::free(p); }
-    };
-    Buffer(std::unique_ptr<std::byte, Free> own, std::byte* p, uint64_t bytes) : own_(std::move(own)), p_(p), bytes_(bytes) {}
-    Result<> write(uint64_t offset, const void* src, uint64_t bytes) {
-      FTH_RETURN_IF_ERROR(sdk::check_range(offset, bytes, bytes_));
-      if (bytes > 0) std::memcpy(p_ + offset, src, bytes);
-      return {};
-    }
-    Result<> read(uint64_t offset, void* dst, uint64_t bytes) {
-      FTH_RETURN_IF_ERROR(sdk::check_range(offset, bytes, bytes_));
-      if (bytes > 0) std::memcpy(dst, p_ + offset, bytes);
-      return {};
-    }
-    std::byte* data() const { return p_; }
-    uint64_t bytes() const { return bytes_; }
-
-   private:
-    std::unique_ptr<std::byte, Free> own_;  // null for the host's memory
-    std::byte* p_;
-    uint64_t bytes_;
-  };
+  using Event = sdk::DoneEvent;
+  using Buffer = sdk::HostBuffer;
 
   class Executable {
    public:
@@ -85,11 +59,8 @@ struct OnednnBackend {
     Device(sdk::Host host, const TileTable& tiles, std::unique_ptr<Library> library)
         : host_(host), library_(std::move(library)), units_{tiles, library_->int8(), *library_->f32(), std::max(host.n_threads(), 1u)} {}
     Result<fth_device_info> info() const;
-    Result<std::unique_ptr<Buffer>> alloc(uint64_t bytes) const;
-    Result<std::unique_ptr<Buffer>> import_host(void* p, uint64_t bytes) const {
-      if (!p) return fail(Code::invalid_argument, "onednn: import_host of a null pointer");
-      return std::make_unique<Buffer>(nullptr, static_cast<std::byte*>(p), bytes);
-    }
+    Result<std::unique_ptr<Buffer>> alloc(uint64_t bytes) const { return Buffer::allocate(kName, bytes); }
+    Result<std::unique_ptr<Buffer>> import_host(void* p, uint64_t bytes) const { return Buffer::import(kName, p, bytes); }
     Result<fth_estimate> estimate(const sdk::SegmentView& segment) const {
       FTH_ASSIGN_OR_RETURN(const SegmentPlan plan, plan_segment(segment, units_));
       fth_estimate e{};
@@ -175,15 +146,6 @@ Result<fth_device_info> OnednnBackend::Device::info() const {
   i.flops_per_second = best.seconds_per_column > 0 ? 2.0 * kTile * 2560 / best.seconds_per_column * units_.n_threads : 0;
   i.launch_seconds = kLaunchSeconds;
   return i;
-}
-
-Result<std::unique_ptr<OnednnBackend::Buffer>> OnednnBackend::Device::alloc(uint64_t bytes) const {
-  if (bytes > (uint64_t{1} << 56)) return fail(Code::resource_exhausted, text("onednn: an allocation of ", bytes, " bytes"));
-  void* p = nullptr;
-  if (posix_memalign(&p, kAlignment, std::max<uint64_t>(bytes, 1)) != 0)
-    return fail(Code::resource_exhausted, text("onednn: out of memory for a buffer of ", format_bytes(bytes)));
-  std::byte* const data = static_cast<std::byte*>(p);
-  return std::make_unique<Buffer>(std::unique_ptr<std::byte, Buffer::Free>(data), data, bytes);
 }
 
 Result<std::unique_ptr<OnednnBackend::Device>> OnednnBackend::open(sdk::Host host, uint32_t index, sdk::Options& options) {

@@ -20,8 +20,8 @@ struct OpenvinoBackend {
    public:
     explicit Device(std::unique_ptr<openvino::Device> device) : device_(std::move(device)) {}
     Result<fth_device_info> info() const { return device_->info(); }
-    Result<std::unique_ptr<Buffer>> alloc(uint64_t bytes) { return Buffer::allocate(bytes); }
-    Result<std::unique_ptr<Buffer>> import_host(void* p, uint64_t bytes) { return Buffer::import(p, bytes); }
+    Result<std::unique_ptr<Buffer>> alloc(uint64_t bytes) { return Buffer::allocate(kName, bytes, 4096); }
+    Result<std::unique_ptr<Buffer>> import_host(void* p, uint64_t bytes) { return Buffer::import(kName, p, bytes, 4); }
     Result<fth_estimate> estimate(const sdk::SegmentView& segment) {
       FTH_ASSIGN_OR_RETURN(const GraphPlan plan, plan_segment(segment, device_->target().form));
       fth_estimate e{};

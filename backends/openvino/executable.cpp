@@ -22,33 +22,6 @@ size_t size(int64_t n) { return static_cast<size_t>(n); }
 
 Result<> Event::wait() { return executable_.wait(); }
 
-Result<std::unique_ptr<Buffer>> Buffer::allocate(uint64_t bytes) {
-  if (bytes > uint64_t{1} << 46) return fail(Code::resource_exhausted, text("openvino: a buffer of ", format_bytes(bytes)));
-  const uint64_t size = align_up(std::max<uint64_t>(bytes, 1), 4096);
-  std::unique_ptr<std::byte, Free> own(static_cast<std::byte*>(std::aligned_alloc(4096, size)));
-  if (!own) return fail(Code::resource_exhausted, text("openvino: a buffer of ", format_bytes(bytes), ": out of memory"));
-  std::byte* const p = own.get();
-  return std::unique_ptr<Buffer>(new Buffer(std::move(own), p, bytes));
-}
-
-Result<std::unique_ptr<Buffer>> Buffer::import(void* p, uint64_t bytes) {
-  if ((p == nullptr && bytes > 0) || reinterpret_cast<uintptr_t>(p) % 4 != 0)
-    return fail(Code::invalid_argument, "openvino: import of memory that is null or does not start at a multiple of 4");
-  return std::unique_ptr<Buffer>(new Buffer(nullptr, static_cast<std::byte*>(p), bytes));
-}
-
-Result<> Buffer::write(uint64_t offset, const void* src, uint64_t bytes) {
-  FTH_RETURN_IF_ERROR(sdk::check_range(offset, bytes, bytes_));
-  if (bytes > 0) std::memcpy(data_ + offset, src, bytes);
-  return {};
-}
-
-Result<> Buffer::read(uint64_t offset, void* dst, uint64_t bytes) {
-  FTH_RETURN_IF_ERROR(sdk::check_range(offset, bytes, bytes_));
-  if (bytes > 0) std::memcpy(dst, data_ + offset, bytes);
-  return {};
-}
-
 Result<std::unique_ptr<Executable>> Executable::make(Device& device, GraphPlan plan, std::span<const fth_binding> weights) {
   std::unique_ptr<Executable> x(new Executable(device, std::move(plan)));
   const GraphPlan& p = x->plan_;
@@ -59,7 +32,7 @@ Result<std::unique_ptr<Executable>> Executable::make(Device& device, GraphPlan p
     const fth_binding& b = weights[next++];
     FTH_ASSIGN_OR_RETURN(const Buffer* const buffer,
                          p.rules.resolve<Buffer>(b, p.values[t].bytes, p.values[t].alignment, "weight tensor", t));
-    data[t] = buffer->at(b.offset);
+    data[t] = buffer->data() + b.offset;
   }
   for (const sdk::RopeTable& table : p.ropes.tables) {
     std::vector<float> factors(size(table.half), 1.0f);
@@ -97,13 +70,13 @@ Result<> Executable::bind(std::span<const fth_binding> bindings) {
     const sdk::Value& v = plan_.values[t];
     if (v.role == FTH_ROLE_WEIGHT || v.role == FTH_ROLE_TEMP) continue;
     FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, plan_.rules.resolve<Buffer>(bindings[next], v.bytes, v.alignment, "binding", next));
-    places_[t] = buffer->at(bindings[next].offset);
+    places_[t] = buffer->data() + bindings[next].offset;
     ++next;
   }
   const fth_binding& b = bindings[next];  // rows always need some
   FTH_ASSIGN_OR_RETURN(const Buffer* const buffer,
                        plan_.rules.resolve<Buffer>(b, plan_.rules.workspace_bytes, kWorkspaceAlignment, "workspace binding", next));
-  workspace_ = buffer->at(b.offset);
+  workspace_ = buffer->data() + b.offset;
   return {};
 }
 

@@ -9,6 +9,7 @@
 #include <openvino/runtime/infer_request.hpp>
 
 #include "backends/openvino/devices.h"
+#include "plugins/sdk/host_memory.h"
 
 namespace fth::openvino {
 
@@ -24,24 +25,7 @@ class Event {
 };
 
 // The device's own memory is the host's too: whether it is copied for a run is the matter of OpenVINO's plugin.
-class Buffer {
- public:
-  struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
-  };
-  static Result<std::unique_ptr<Buffer>> allocate(uint64_t bytes);
-  static Result<std::unique_ptr<Buffer>> import(void* p, uint64_t bytes);
-  Result<> write(uint64_t offset, const void* src, uint64_t bytes);
-  Result<> read(uint64_t offset, void* dst, uint64_t bytes);
-  std::byte* at(uint64_t offset) const { return data_ + offset; }
-  uint64_t bytes() const { return bytes_; }
-
- private:
-  Buffer(std::unique_ptr<std::byte, Free> own, std::byte* data, uint64_t bytes) : own_(std::move(own)), data_(data), bytes_(bytes) {}
-  std::unique_ptr<std::byte, Free> own_;
-  std::byte* data_;
-  uint64_t bytes_;
-};
+using Buffer = sdk::HostBuffer;
 
 class Executable {
  public:
