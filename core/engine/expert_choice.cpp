@@ -179,12 +179,22 @@ Result<> Engine::Impl::choose_experts() {
           {kTimedRows[i], {flat.begin() + static_cast<ptrdiff_t>(i * n), flat.begin() + static_cast<ptrdiff_t>((i + 1) * n)}});
     choice.note = "measured before";
   } else {
-    std::vector<TimedExpert> experts;
-    for (const size_t d : choice.candidates) {
-      FTH_ASSIGN_OR_RETURN(TimedExpert one, TimedExpert::make(device(d), *model));
-      experts.push_back(std::move(one));
+    const auto measured = [&]() -> Result<std::vector<ExpertTimes>> {
+      std::vector<TimedExpert> experts;
+      for (const size_t d : choice.candidates) {
+        auto one = TimedExpert::make(device(d), *model);
+        if (!one) return tl::unexpected<Error>(std::move(one).error().context(device(d).name()));
+        experts.push_back(std::move(*one));
+      }
+      return time_experts(experts);
+    }();
+    if (!measured) {  // an optional device is no reason not to start
+      choice = {
+          .candidates = {}, .times = {}, .buckets = {}, .note = "experts stay on the CPU, timing them failed: " + measured.error().message};
+      if (options.registry.log != nullptr) options.registry.log(options.registry.log_self, FTH_LOG_WARNING, choice.note.c_str());
+      return {};
     }
-    FTH_ASSIGN_OR_RETURN(choice.times, time_experts(experts));
+    choice.times = *measured;
     choice.note = "measured now";
     flat.clear();
     for (const ExpertTimes& t : choice.times) flat.insert(flat.end(), t.seconds.begin(), t.seconds.end());

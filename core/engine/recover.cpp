@@ -42,6 +42,7 @@ Result<> Engine::Impl::lose_device(size_t lost, const Error& why) {
     placed[static_cast<size_t>(p.kind) * static_cast<size_t>(model->config.n_layer + 1) + static_cast<size_t>(p.layer + 1)] = 0;
     ++moved;
   }
+  const bool had_experts = std::find(experts_on.begin(), experts_on.end(), lost) != experts_on.end();
   std::replace(experts_on.begin(), experts_on.end(), lost, size_t{0});
   other_slots.erase(lost);
   move_over(true);  // nobody compiles for it any more
@@ -61,8 +62,8 @@ Result<> Engine::Impl::lose_device(size_t lost, const Error& why) {
     if (a.device == name) a.bytes = 0;
   plan.arenas.push_back({"kv cache, moved from " + name, "ram", state});
   plan.ram_bytes += state;
-  std::string said =
-      name + " failed: " + why.message + "; its " + std::to_string(moved) + " segments run on " + device(0).name() + " from here on";
+  std::string said = name + " failed: " + why.message + "; its " + std::to_string(moved) + " segments" +
+                     (had_experts ? " and the experts of some steps" : "") + " run on " + device(0).name() + " from here on";
   if (plan.ram_limit != 0 && plan.ram_bytes > plan.ram_limit)
     said += ", which takes " + format_bytes(plan.ram_bytes) + " of RAM, more than the " + format_bytes(plan.ram_limit) +
             " that were planned with";

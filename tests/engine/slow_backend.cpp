@@ -1,4 +1,4 @@
-// The cpu backend behind a device that takes its time to compile, cannot compile one segment, and holds the host to the boundary's rule: one thread at a
+// The cpu backend behind a device that takes its time to compile, cannot compile one segment nor any expert, and holds the host to the boundary's rule: one thread at a
 // time. Named slow:0; it works in the host's memory.
 #include <atomic>
 #include <chrono>
@@ -42,6 +42,10 @@ fth_code compile(fth_device* device, const fth_segment* segment, const fth_bindi
   if (!call.alone) return two_threads(err);
   if (std::strncmp(segment->name, "layer.5.attention.", 18) == 0) {
     std::snprintf(err->message, sizeof err->message, "slow: no room for it");
+    return FTH_UNAVAILABLE;
+  }
+  if (std::strstr(segment->name, ".experts.") != nullptr) {
+    std::snprintf(err->message, sizeof err->message, "slow: experts are beyond it");
     return FTH_UNAVAILABLE;
   }
   return g_cpu->compile(device, segment, weights, n_weights, out, err);

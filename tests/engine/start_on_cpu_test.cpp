@@ -115,10 +115,12 @@ TEST(StartOnCpu, WithoutItADeviceThatCannotCompileLosesItsWork) {
   const auto engine = Engine::open(o);
   ASSERT_TRUE(engine) << engine.error().message;
   const auto on_slow = [](const Placement& p) { return p.device != 0; };
+  EXPECT_THAT((*engine)->expert_choice().note, HasSubstr("experts stay on the CPU, timing them failed: slow:0"));
   const auto& placements = (*engine)->plan().placements;
   EXPECT_TRUE(std::none_of(placements.begin(), placements.end(), on_slow));
   const std::lock_guard lock(log.mutex);
   EXPECT_THAT(log.all, HasSubstr("layer.5.attention.t1: slow: no room for it"));
+  EXPECT_THAT(log.all, HasSubstr("slow: experts are beyond it"));
   EXPECT_THAT(log.all, HasSubstr("run on cpu from here on"));
 }
 
