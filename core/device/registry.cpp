@@ -270,10 +270,7 @@ Registry::~Registry() = default;
 
 Result<std::unique_ptr<Registry>> Registry::open(const RegistryOptions& options) {
   auto impl = std::make_unique<Impl>();
-  impl->pool = std::make_unique<ThreadPool>(options.n_threads > 0  ? options.n_threads
-                                            : options.cpus.empty() ? usable_cores()
-                                                                   : static_cast<uint32_t>(options.cpus.size()),
-                                            options.cpus);
+  impl->pool = std::make_unique<ThreadPool>(options.n_threads > 0 ? options.n_threads : usable_cores(), options.cpus);
   impl->options = options;
 
   const std::lock_guard lock(process().opening);

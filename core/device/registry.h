@@ -38,9 +38,8 @@ struct DeviceOptions {
 };
 
 struct RegistryOptions {
-  uint32_t n_threads = 0;  // of the pool; 0 = one per physical core allowed to this process (affinity, cgroup quota)
-  std::vector<int>
-      cpus;  // where the pool's threads stay, one each (parse_cpus); with n_threads 0 there are as many. Empty: the scheduler places them
+  uint32_t n_threads = 0;     // of the pool; 0 = one per physical core allowed to this process (affinity, cgroup quota)
+  std::vector<int> cpus;      // where the pool's threads stay, one each (parse_cpus). Empty: the scheduler places them
   bool builtin_only = false;  // --cpu-only: no plugin file is even opened
   bool named_only = false;    // of the plugins only plugin_paths: no default folder is searched
   // Extra directories or files, before the default ones; absolute. A file named here is loaded even if a backend of its name is there already.

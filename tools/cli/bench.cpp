@@ -305,7 +305,7 @@ Result<int> run(BenchFlags& f) {
     FTH_ASSIGN_OR_RETURN(ids, read_tokens(f.tokens));
   }
   // In a child, so before any thread exists.
-  const Int8Peak int8 = f.roofline ? int8_peak(static_cast<uint32_t>(std::clamp<int64_t>(f.engine.threads, 0, 1024))) : Int8Peak{};
+  const Int8Peak int8 = f.roofline ? int8_peak(threads_asked(f.engine)) : Int8Peak{};
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f, Depth::weights, Measure::anew));
   FTH_ASSIGN_OR_RETURN(std::vector<Row> rows, f.tokens.empty() ? random_rows(f, *opened.engine) : file_rows(f, *opened.engine, ids));
   if (rows.empty()) return fail(Code::invalid_argument, "nothing to measure: give --pp or --tg a number");

@@ -133,7 +133,7 @@ boost::json::object devices_json(Registry& registry, const DeviceChecks& checks,
 Result<int> run(DevicesFlags& f) {
   Log log(f);
   FTH_RETURN_IF_ERROR(registry_options(f.devices, {}, log));
-  const MachineProfile profile = machine_profile(static_cast<uint32_t>(f.devices.threads), f.refresh ? Measure::anew : Measure::once);
+  const MachineProfile profile = machine_profile(threads_asked(f.devices), f.refresh ? Measure::anew : Measure::once);
   FTH_ASSIGN_OR_RETURN(RegistryOptions options, registry_options(f.devices, profile, log));
   DeviceChecks checks({true, f.refresh, {}, options.n_threads, options.cpu_options});
   FTH_ASSIGN_OR_RETURN(options, registry_options(f.devices, profile, log, &checks));

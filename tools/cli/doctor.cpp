@@ -180,8 +180,7 @@ void check_model(Checks& out, const std::filesystem::path& path) {
 Result<int> run(DoctorFlags& f) {
   FTH_RETURN_IF_ERROR(take_positional_model(f, f));
   Checks checks;
-  const MachineProfile profile =
-      machine_profile(static_cast<uint32_t>(std::max<int64_t>(0, f.devices.threads)), f.refresh ? Measure::anew : Measure::once);
+  const MachineProfile profile = machine_profile(threads_asked(f.devices), f.refresh ? Measure::anew : Measure::once);
   const auto model = find_model(f.model);
   if (!model && !f.model.empty()) return tl::unexpected<Error>(model.error());
   std::error_code error;

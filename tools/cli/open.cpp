@@ -106,6 +106,12 @@ Result<std::vector<DeviceOptions>> device_options(const DeviceFlags& flags) {
 
 }  // namespace
 
+uint32_t threads_asked(const DeviceFlags& flags) {
+  if (flags.threads != 0 || flags.cpus.empty()) return static_cast<uint32_t>(std::clamp<int64_t>(flags.threads, 0, 1024));
+  const auto cpus = parse_cpus(flags.cpus);
+  return cpus ? static_cast<uint32_t>(cpus->size()) : 0;
+}
+
 Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log, DeviceChecks* checks) {
   RegistryOptions out;
   if (flags.threads < 0 || flags.threads > 1024)
@@ -114,7 +120,7 @@ Result<RegistryOptions> registry_options(const DeviceFlags& flags, const Machine
     return fail(Code::invalid_argument, "--plugin and --cpu-only exclude each other: with --cpu-only no plugin is opened");
   if (flags.cpu_isa.find_first_of(",=") != std::string::npos)
     return fail(Code::invalid_argument, "--cpu-isa " + flags.cpu_isa + ": must be a name; `forethought devices -v` lists them");
-  out.n_threads = static_cast<uint32_t>(flags.threads);
+  out.n_threads = threads_asked(flags);
   if (!flags.cpus.empty()) {
     FTH_ASSIGN_OR_RETURN(out.cpus, parse_cpus(flags.cpus));
   }
@@ -268,7 +274,7 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   FTH_RETURN_IF_ERROR(engine_options(flags, {}, *out.log));  // a wrong option is said before anything is measured
   FTH_ASSIGN_OR_RETURN(out.model, find_model(flags.model));
   if (!flags.storage_speed.empty()) FTH_RETURN_IF_ERROR(parse_speed("--storage-speed", flags.storage_speed));
-  out.profile = known != nullptr ? *known : machine_profile(static_cast<uint32_t>(flags.threads), measure);
+  out.profile = known != nullptr ? *known : machine_profile(threads_asked(flags), measure);
   if (common.verbose)
     say("memory bandwidth: " + (out.profile.bytes_per_second > 0 ? format_rate(out.profile.bytes_per_second) + ", " : "") +
         out.profile.note);

@@ -37,6 +37,8 @@ Result<std::filesystem::path> find_model(const std::string& given);
 // "3.5GB/s", bytes per second.
 Result<double> parse_speed(std::string_view option, std::string_view speed);
 Result<std::vector<Override>> parse_overrides(const std::vector<std::string>& given);
+// --threads, else one for each CPU of --cpus; 0: neither is given, or what is given will be refused.
+uint32_t threads_asked(const DeviceFlags& flags);
 // `log` and `checks` must outlive the registry; with null checks no device is tested.
 Result<RegistryOptions> registry_options(const DeviceFlags& flags, const MachineProfile& profile, Log& log, DeviceChecks* checks = nullptr);
 
