@@ -124,6 +124,7 @@ struct ExpertsStep {
   ValueId x_q8;     // for quantised gate or up
   ValueId x_f32;    // for the others
   ValueId hidden;   // Q8 rows of F values for a quantised down, but f32[F] for a row per neuron and for other types
+  ValueId x_pairs;  // pair_q8 rows of the tokens, where live pairs of a batch are computed alone; else kNoValue
 };
 struct ExpertGatesStep {
   ValueId x, slot_begin, rows, act, y;  // act: x itself, or its Q8 rows

@@ -258,6 +258,9 @@ const KernelTable kGeneric = {
     f32_to_f16,
     f32_to_q8_0,
     plane_sums,
+    {},
+    nullptr,
+    nullptr,
 };
 
 }  // namespace fth::cpu

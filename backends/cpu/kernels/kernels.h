@@ -50,6 +50,21 @@ struct NeuronMatmulArgs {
   int64_t k, n_cols;
 };
 
+// Products of some (row, column) pairs of a batch: dst[c * dst_stride + r] for the columns c whose bit is set in columns[r], with the bits of MatmulArgs'
+// product; nothing else is written. Column c is row act_rows[c] of `act`, whose rows are pair_q8's. k is a multiple of 64.
+inline constexpr int64_t kPairRows = 128, kPairColumns = 64;  // of a call, at most
+struct PairsArgs {
+  const void* weights;
+  uint64_t row_bytes;
+  const void* act;
+  uint64_t act_bytes;
+  const int32_t* act_rows;
+  float* dst;
+  int64_t dst_stride;
+  int64_t k, n_rows;
+  const uint64_t* columns;
+};
+
 // One kv head and the n_q query heads that share it, for the tokens at positions pos .. pos + n_tokens - 1. A token at p sees the positions
 // 0 .. p, or with a window p - window + 1 .. p of them; n_tokens >= 1.
 // For each query j: y[j] = sum over the positions c it sees of softmax_c(scale * q[j] . k[c]) v[c], an online softmax over ascending positions in
@@ -114,6 +129,13 @@ struct KernelTable {
   // Blocks of 32 values: d = max|x| / 127 rounded to f16, codes rounded to nearest even by the d before it was rounded. n % 32 == 0.
   void (*f32_to_q8_0)(int64_t n, const float* x, void* blocks);
   void (*plane_sums)(const PlaneArgs&);
+
+  // Null where all pairs are computed as quickly as the wanted ones (docs/kernels.md, "Live pairs").
+  void (*matmul_pairs[kWeightTypes])(const PairsArgs&);
+  // A Q8 row of k values (k % 64 == 0) in the order that matmul_pairs reads; the same size.
+  void (*pair_q8)(int64_t k, const void* row, void* paired);
+  // columns[r]: bit c is set where gate[c * stride + r] lives, as mark_alive has it; n_cols <= kPairColumns. Returns the number of bits.
+  int64_t (*live_pairs)(int64_t n_rows, int64_t n_cols, const float* gate, int64_t stride, uint64_t* columns);
 };
 
 extern const KernelTable kGeneric;

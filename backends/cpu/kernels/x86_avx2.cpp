@@ -7,9 +7,20 @@ namespace fth::cpu {
 namespace {
 
 #include "backends/cpu/kernels/x86_vectors256.inc"
+// After it, as it uses all of it.
+#include "backends/cpu/kernels/x86_pairs.inc"
+
+constexpr KernelTable table_with_pairs() {
+  KernelTable t = make_table("avx2");
+  t.matmul_pairs[4] = matmul_pairs<Q4_0>;
+  t.matmul_pairs[5] = matmul_pairs<Q4_1>;
+  t.pair_q8 = pair_q8;
+  t.live_pairs = live_pairs;
+  return t;
+}
 
 }  // namespace
 
-const KernelTable kAvx2 = make_table("avx2");
+const KernelTable kAvx2 = table_with_pairs();
 
 }  // namespace fth::cpu

@@ -1,7 +1,7 @@
 // EXPERTS: all slots of a submit in one parallel loop, two when there are several tokens.
 //   1. Each token's activations go to the packed row of every (token, rank) that a slot has, so that a slot's rows are adjacent.
-//   2. Items of (slot, neurons): gate rows; then only the up rows of neurons that some row of the block keeps alive; hidden values, quantised
-//      at once in pieces of whole blocks, so that no barrier stands between this and the next.
+//   2. Items of (slot, neurons): gate rows; then only the up rows of neurons that some row of the block keeps alive, of a batch where it pays only the (neuron,
+//      row) pairs that live; hidden values, quantised at once in pieces of whole blocks, so that no barrier stands between this and the next.
 //   3. Items of (slot, outputs): down, each as soon as its slot's hidden values are there.
 // Every sum is within one row and in a fixed order: neither the split into items nor the other slots of the submit reach the bits.
 
@@ -18,6 +18,8 @@ namespace {
 
 constexpr int64_t kTileRows = 128;  // neurons or outputs of an item, at most
 constexpr int64_t kTileCols = 64;   // rows of a slot that pass through a tile on the stack at once: weights are unpacked once for them
+constexpr int64_t kPairCols = 12;   // from here on live pairs alone may be quicker than whole tiles (docs/kernels.md)
+static_assert(kTileRows <= kPairRows && kTileCols <= kPairColumns);
 
 uint64_t f32_bytes(int64_t n) { return static_cast<uint64_t>(n) * sizeof(float); }
 
@@ -82,6 +84,8 @@ Result<> plan_experts(Planner& p) {
   s.x_q8 = any_q8 ? p.scratch(n * q8_row_bytes(s.width)) : kNoValue;
   s.x_f32 = any_f32 ? p.scratch(n * f32_bytes(s.width)) : kNoValue;
   s.hidden = p.scratch(n * (hidden_q8 ? q8_row_bytes(s.ff) : f32_bytes(s.ff)));
+  const bool pairs = !s.silu && s.max_tokens >= kPairCols && s.width % 64 == 0 && p.kernels.matmul_pairs[static_cast<size_t>(s.up_type)];
+  s.x_pairs = pairs ? p.scratch(static_cast<uint64_t>(s.max_tokens) * q8_row_bytes(s.width)) : kNoValue;
 
   p.plan.max_slots = std::max(p.plan.max_slots, s.max_slots);
   const uint64_t expert = (gates_given ? 0 : p.plan.values[gate].bytes) + p.plan.values[up].bytes + p.plan.values[down].bytes;
@@ -113,6 +117,7 @@ struct Experts {
   Result<> check_slots() const;
   void pack(int64_t token) const;
   void neurons(int64_t slot, int64_t row0, int64_t n) const;
+  bool live_pairs(int64_t slot, int64_t row0, int64_t n, int64_t i, int64_t n_cols, const float* gate, float* up) const;
   void store_hidden(const float* h, int64_t i, int64_t row0, int64_t n) const;
   void down(int64_t slot, int64_t row0, int64_t n) const;
   void down_row_per_neuron(int64_t slot, int64_t col0, int64_t n) const;
@@ -157,6 +162,30 @@ void Experts::pack(int64_t token) const {
       first = row;
     }
   }
+  if (s.x_pairs != kNoValue && run.n_tokens >= kPairCols && first)
+    run.kernels.pair_q8(s.width, first, run.at<std::byte>(s.x_pairs) + static_cast<uint64_t>(token) * q8_row_bytes(s.width));
+}
+
+// Up rows [row0, row0 + n) for the rows [i, i + n_cols) of a slot, only where the gate lives; false: not done, as too much of the tile does.
+bool Experts::live_pairs(int64_t slot, int64_t row0, int64_t n, int64_t i, int64_t n_cols, const float* gate, float* up) const {
+  if (s.x_pairs == kNoValue || n_cols < kPairCols) return false;
+  std::array<uint64_t, kTileRows> columns;
+  if (run.kernels.live_pairs(n, n_cols, gate, kTileRows, columns.data()) * 5 > n * n_cols * 3) return false;
+  std::array<int32_t, kTileCols> tokens;
+  for (int64_t c = 0; c < n_cols; ++c) tokens[static_cast<size_t>(c)] = static_cast<int32_t>(rows[i + c] / s.top_k);
+  const uint64_t bytes = row_bytes(s.up_type, s.width);
+  run.kernels.matmul_pairs[static_cast<size_t>(s.up_type)](
+      {.weights = run.slots[s.up + static_cast<uint64_t>(slot)] + static_cast<uint64_t>(row0) * bytes,
+       .row_bytes = bytes,
+       .act = run.at<const std::byte>(s.x_pairs),
+       .act_bytes = q8_row_bytes(s.width),
+       .act_rows = tokens.data(),
+       .dst = up,
+       .dst_stride = kTileRows,
+       .k = s.width,
+       .n_rows = n,
+       .columns = columns.data()});
+  return true;
 }
 
 // Neurons [row0, row0 + n) of a slot, n <= kTileRows, for all of its rows.
@@ -189,6 +218,9 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
       product(s.up, s.up_type, i, n_cols, up.data(), nullptr, n);
       for (int64_t c = 0; c < n_cols; ++c)
         run.kernels.silu_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
+    } else if (live_pairs(slot, row0, n, i, n_cols, gate.data(), up.data())) {
+      for (int64_t c = 0; c < n_cols; ++c)
+        run.kernels.live_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
     } else {
       std::array<uint8_t, kTileRows> alive{};  // by some row
       for (int64_t c = 0; c < n_cols; ++c) run.kernels.mark_alive(n, gate.data() + c * kTileRows, alive.data());
