@@ -21,6 +21,22 @@ std::vector<double> live_shares(const Engine& engine) {
   return shares;
 }
 
+double dead_bytes(const Engine& engine) {
+  const Model& model = engine.model();
+  const std::vector<double> live = live_shares(engine);
+  double sum = 0;
+  for (size_t i = 0; i < std::min(live.size(), model.layers.size()); ++i) {
+    const Layer& l = model.layers[i];
+    double bytes = static_cast<double>(l.up.expert_bytes());
+    // Its scales are read all the same.
+    if (l.down_layout == DownLayout::neuron_major)
+      bytes += static_cast<double>(l.down.expert_bytes()) - 2.0 * static_cast<double>(l.down.rows * l.down.cols) / 32;
+    if (l.down_layout == DownLayout::by_neuron) bytes += static_cast<double>(l.down.expert_bytes());
+    sum += (1 - live[i]) * bytes * static_cast<double>(model.config.top_k);
+  }
+  return sum;
+}
+
 std::string live_text(std::span<const double> shares) {
   if (shares.empty()) return {};
   double sum = 0;

@@ -25,6 +25,8 @@ std::string refusal_lines(const Plan& plan);
 
 // By layer, which share of the neurons of the chosen experts let something pass, of single tokens since the engine was opened. Empty where no device counts them.
 std::vector<double> live_shares(const Engine& engine);
+// Bytes of a token's chosen experts that decoding need not read, by those shares: up rows of dead neurons, and their codes where down has a run for each neuron.
+double dead_bytes(const Engine& engine);
 // "live neurons 34.9 %; by layer: 36 35 34"; empty when there are none.
 std::string live_text(std::span<const double> shares);
 

@@ -34,8 +34,8 @@ struct Peaks {
   std::string int8_how;
 };
 
-// A multiplication and an addition are two operations. Bytes are weights and KV cache, each counted once per pass over it; experts are counted as if every neuron lived,
-// in bytes as in operations, so a sparse pass may stand above a roof.
+// A multiplication and an addition are two operations. Bytes are weights and KV cache, each counted once per pass over it. Operations of experts are counted as if
+// every neuron lived, so a sparse pass may stand above that roof; bytes in decode are those of live neurons where they were counted.
 std::vector<RooflineRow> roofline(const Model& model, const Measured& measured);
 Table roofline_table(std::span<const RooflineRow> rows, const Peaks& peaks);
 std::string roofline_legend(const Peaks& peaks);
