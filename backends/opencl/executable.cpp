@@ -89,15 +89,16 @@ Result<> Executable::enqueue(uint32_t tokens) {
         check_run(clEnqueueFillBuffer(queue, status_->memory(), &none, sizeof none, status_->base(), sizeof none, 0, nullptr, nullptr),
                   text(context_.label(), ": clEnqueueFillBuffer")));
   }
-  cl_event done = nullptr;
+  cl_event first = nullptr, done = nullptr;
   for (size_t i = 0; i < kernels_.size(); ++i) {
     const Launch& l = plan_.launches[i];
     const size_t local[] = {l.local, 1}, global[] = {(l.items + l.local - 1) / l.local * l.local, (tokens + l.columns - 1) / l.columns};
     const bool last = i + 1 == kernels_.size();
     FTH_RETURN_IF_ERROR(
-        check_run(clEnqueueNDRangeKernel(queue, kernels_[i].get(), 2, nullptr, global, local, 0, nullptr, last ? &done : nullptr),
+        check_run(clEnqueueNDRangeKernel(queue, kernels_[i].get(), 2, nullptr, global, local, 0, nullptr, last ? &done : i == 0 ? &first : nullptr),
                   text(context_.label(), ": clEnqueueNDRangeKernel ", l.kernel.name)));
   }
+  first_ = EventHandle(first);
   done_ = EventHandle(done);
   return check_run(clFlush(queue), text(context_.label(), ": clFlush"));
 }
@@ -122,6 +123,7 @@ Result<Event*> Executable::submit(std::span<const fth_binding> bindings, const i
   FTH_RETURN_IF_ERROR(set_arguments(false, pos, tokens));
   if (Result<> queued = enqueue(tokens); !queued) {
     (void)clFinish(context_.queue());  // what was queued before the error uses the caller's buffers
+    first_ = EventHandle();
     done_ = EventHandle();
     return tl::unexpected<Error>(std::move(queued).error().context(plan_.rules.name));
   }
@@ -132,7 +134,8 @@ Result<Event*> Executable::submit(std::span<const fth_binding> bindings, const i
 Result<> Executable::wait() {
   if (!running_) return fail(Code::failed_precondition, text(plan_.rules.name, ": waited for without a run"));
   running_ = false;
-  const EventHandle done = std::move(done_);
+  const EventHandle first = std::move(first_), done = std::move(done_);
+  seconds_ = -1;
   if (const cl_event event = done.get()) {
     cl_int waited = clWaitForEvents(1, &event), status = CL_COMPLETE;
     // The event knows more than "one of them failed".
@@ -141,6 +144,11 @@ Result<> Executable::wait() {
       waited = status;
     if (Result<> ran = check_run(waited, text(context_.label(), ": waiting for the device")); !ran)
       return tl::unexpected<Error>(std::move(ran).error().context(plan_.rules.name));
+    cl_ulong start = 0, end = 0;
+    const cl_event begun = first.get() ? first.get() : event;
+    if (clGetEventProfilingInfo(begun, CL_PROFILING_COMMAND_START, sizeof start, &start, nullptr) == CL_SUCCESS &&
+        clGetEventProfilingInfo(event, CL_PROFILING_COMMAND_END, sizeof end, &end, nullptr) == CL_SUCCESS && end >= start)
+      seconds_ = 1e-9 * static_cast<double>(end - start);
   }
   if (!status_) return {};
   uint32_t bad_row = 0;

@@ -26,6 +26,7 @@ class Executable {
   // failed_precondition while the last run has not been waited for.
   Result<Event*> submit(std::span<const fth_binding> bindings, const int64_t* scalars);
   Result<> wait();
+  double device_seconds() const { return seconds_; }
 
  private:
   Executable(Context& context, SegmentPlan plan) : context_(context), plan_(std::move(plan)), event_(*this) {}
@@ -44,7 +45,8 @@ class Executable {
   std::vector<KernelHandle> kernels_;  // of each launch
   std::vector<Place> places_;          // of each value
   std::unique_ptr<Buffer> angles_, status_;
-  EventHandle done_;  // of the last launch; null while nothing runs
+  EventHandle first_, done_;  // of the first launch and the last; null while nothing runs
+  double seconds_ = -1;       // of the last run, by the device's clock
   bool running_ = false;
   Event event_;
 };

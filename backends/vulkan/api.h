@@ -51,10 +51,14 @@
   X(CmdDispatch)                   \
   X(CmdCopyBuffer)                 \
   X(QueueSubmit)                   \
-  X(CreateFence)                   \
-  X(DestroyFence)                  \
-  X(WaitForFences)                 \
-  X(ResetFences)                   \
+  X(CreateSemaphore)               \
+  X(DestroySemaphore)              \
+  X(WaitSemaphores)                \
+  X(CreateQueryPool)               \
+  X(DestroyQueryPool)              \
+  X(GetQueryPoolResults)           \
+  X(CmdResetQueryPool)             \
+  X(CmdWriteTimestamp)             \
   X(CreateShaderModule)            \
   X(DestroyShaderModule)           \
   X(CreatePipelineLayout)          \

@@ -80,6 +80,7 @@ Result<> Context::check_device(uint32_t index) {
   VkPhysicalDeviceFeatures2 features{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &f12};
   api_.GetPhysicalDeviceFeatures2(physical_, &features);
   if (!f12.bufferDeviceAddress) return fail(Code::unimplemented, text(title, ": no bufferDeviceAddress, which the shaders need"));
+  if (!f12.timelineSemaphore) return fail(Code::unimplemented, text(title, ": no timelineSemaphore, which Vulkan 1.2 requires"));
 
   VkPhysicalDeviceMemoryProperties2 memory{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2};
   api_.GetPhysicalDeviceMemoryProperties2(physical_, &memory);
@@ -129,11 +130,13 @@ Result<> Context::make_device() {
   }
   if (!best) return fail(Code::unimplemented, text(label_, ": no queue family computes"));
   family_ = *best;
+  timestamp_bits_ = families[family_].timestampValidBits;
 
   VkPhysicalDeviceVulkan13Features f13{
       .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES, .subgroupSizeControl = VK_TRUE, .computeFullSubgroups = VK_TRUE};
   const VkPhysicalDeviceVulkan12Features f12{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
                                              .pNext = limits_.subgroups ? &f13 : nullptr,
+                                             .timelineSemaphore = VK_TRUE,
                                              .bufferDeviceAddress = VK_TRUE};
   const float priority = 1;
   const VkDeviceQueueCreateInfo queue{
@@ -151,7 +154,10 @@ Result<> Context::make_device() {
   const VkCommandPoolCreateInfo pool{.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
                                      .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
                                      .queueFamilyIndex = family_};
-  return check(api_.CreateCommandPool(device_, &pool, nullptr, &pool_), "vkCreateCommandPool");
+  FTH_RETURN_IF_ERROR(check(api_.CreateCommandPool(device_, &pool, nullptr, &pool_), "vkCreateCommandPool"));
+  const VkSemaphoreTypeCreateInfo type{.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO, .semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE};
+  const VkSemaphoreCreateInfo semaphore{.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO, .pNext = &type};
+  return check(api_.CreateSemaphore(device_, &semaphore, nullptr, &timeline_), "vkCreateSemaphore");
 }
 
 Context::~Context() {
@@ -159,8 +165,8 @@ Context::~Context() {
   if (api_.DestroyCommandPool) {  // else the device's functions were not found
     (void)api_.DeviceWaitIdle(device_);
     save_pipeline_cache();
-    if (staging_.fence) free(staging_.fence);
     free(staging_.memory);
+    if (timeline_) api_.DestroySemaphore(device_, timeline_, nullptr);
     for (const auto& [key, pipeline] : pipelines_) api_.DestroyPipeline(device_, pipeline, nullptr);
     for (const VkShaderModule m : modules_)
       if (m) api_.DestroyShaderModule(device_, m, nullptr);
@@ -227,22 +233,52 @@ void Context::barrier(VkCommandBuffer commands, Between between) const {
   api_.CmdPipelineBarrier(commands, stages, stages, 0, 1, &memory, 0, nullptr, 0, nullptr);
 }
 
-Result<VkFence> Context::make_fence() {
-  const VkFenceCreateInfo info{.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-  VkFence fence = VK_NULL_HANDLE;
-  FTH_RETURN_IF_ERROR(check(api_.CreateFence(device_, &info, nullptr, &fence), "vkCreateFence"));
-  return fence;
+Result<uint64_t> Context::submit(VkCommandBuffer commands) {
+  const uint64_t value = submitted_ + 1;
+  const VkTimelineSemaphoreSubmitInfo timeline{
+      .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO, .signalSemaphoreValueCount = 1, .pSignalSemaphoreValues = &value};
+  const VkSubmitInfo info{.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+                          .pNext = &timeline,
+                          .commandBufferCount = 1,
+                          .pCommandBuffers = &commands,
+                          .signalSemaphoreCount = 1,
+                          .pSignalSemaphores = &timeline_};
+  FTH_RETURN_IF_ERROR(check(api_.QueueSubmit(queue_, 1, &info, VK_NULL_HANDLE), text(label_, ": vkQueueSubmit")));
+  return submitted_ = value;
 }
 
-Result<> Context::submit(VkCommandBuffer commands, VkFence fence) {
-  const VkSubmitInfo info{.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &commands};
-  return check(api_.QueueSubmit(queue_, 1, &info, fence), text(label_, ": vkQueueSubmit"));
-}
-
-Result<> Context::wait(VkFence fence) {
-  FTH_RETURN_IF_ERROR(check(api_.WaitForFences(device_, 1, &fence, VK_TRUE, kWaitNs), text(label_, ": waiting for the device")));
-  FTH_RETURN_IF_ERROR(check(api_.ResetFences(device_, 1, &fence), "vkResetFences"));
+Result<> Context::wait(uint64_t value) {
+  const VkSemaphoreWaitInfo info{
+      .sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, .semaphoreCount = 1, .pSemaphores = &timeline_, .pValues = &value};
+  FTH_RETURN_IF_ERROR(check(api_.WaitSemaphores(device_, &info, kWaitNs), text(label_, ": waiting for the device")));
   return complaints();
+}
+
+Result<VkQueryPool> Context::make_timer() {
+  VkQueryPool timer = VK_NULL_HANDLE;
+  if (timestamp_bits_ == 0) return timer;
+  const VkQueryPoolCreateInfo info{.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = 2};
+  FTH_RETURN_IF_ERROR(check(api_.CreateQueryPool(device_, &info, nullptr, &timer), "vkCreateQueryPool"));
+  return timer;
+}
+
+void Context::start(VkCommandBuffer commands, VkQueryPool timer) const {
+  if (!timer) return;
+  api_.CmdResetQueryPool(commands, timer, 0, 2);
+  api_.CmdWriteTimestamp(commands, VK_PIPELINE_STAGE_TOP_OF_PIPE_BIT, timer, 0);
+}
+
+void Context::stop(VkCommandBuffer commands, VkQueryPool timer) const {
+  if (timer) api_.CmdWriteTimestamp(commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, timer, 1);
+}
+
+double Context::seconds(VkQueryPool timer) const {
+  std::array<uint64_t, 2> ticks{};
+  if (!timer || api_.GetQueryPoolResults(device_, timer, 0, 2, sizeof ticks, ticks.data(), sizeof ticks[0], VK_QUERY_RESULT_64_BIT) != VK_SUCCESS)
+    return -1;
+  // The counter has that many bits, and wraps.
+  const uint64_t mask = timestamp_bits_ >= 64 ? UINT64_MAX : (uint64_t{1} << timestamp_bits_) - 1;
+  return static_cast<double>((ticks[1] - ticks[0]) & mask) * static_cast<double>(properties_.limits.timestampPeriod) * 1e-9;
 }
 
 // Three short timings, so that placement rests on this machine's numbers: an empty submit, a dispatch behind a barrier, a copy within the device.

@@ -88,17 +88,22 @@ class Context {
   // What the earlier commands wrote is visible to the later ones, which start after them. Between dispatches alone it is cheaper.
   enum class Between { dispatches, anything };
   void barrier(VkCommandBuffer commands, Between between) const;
-  Result<VkFence> make_fence();
-  void free(VkFence fence) { api_.DestroyFence(device_, fence, nullptr); }
-  Result<> submit(VkCommandBuffer commands, VkFence fence);
-  Result<> wait(VkFence fence);  // and resets it
+  // Queues the commands; the device's timeline reaches the returned value when they are done.
+  Result<uint64_t> submit(VkCommandBuffer commands);
+  Result<> wait(uint64_t value);
+
+  // Two timestamps around the commands of a buffer, where the queue has them: null pools are ignored.
+  Result<VkQueryPool> make_timer();
+  void free_timer(VkQueryPool timer) { api_.DestroyQueryPool(device_, timer, nullptr); }
+  void start(VkCommandBuffer commands, VkQueryPool timer) const;
+  void stop(VkCommandBuffer commands, VkQueryPool timer) const;
+  double seconds(VkQueryPool timer) const;  // of the last run, which is done; negative: not known
   Result<> complaints() const { return instance_->complaints(); }
 
  private:
   struct Staging {
     Memory memory;
     VkCommandBuffer commands = VK_NULL_HANDLE;
-    VkFence fence = VK_NULL_HANDLE;
   };
   Context(sdk::Host host, Settings settings) : host_(host), settings_(std::move(settings)) {}
   Result<> check_device(uint32_t index);
@@ -122,6 +127,9 @@ class Context {
   Limits limits_;
   bool has_budget_ = false;
   uint32_t family_ = 0;
+  uint32_t timestamp_bits_ = 0;  // of the queue's; 0: it has none
+  VkSemaphore timeline_ = VK_NULL_HANDLE;
+  uint64_t submitted_ = 0;  // the value that the last submit will set
   VkDevice device_ = VK_NULL_HANDLE;
   VkQueue queue_ = VK_NULL_HANDLE;
   VkCommandPool pool_ = VK_NULL_HANDLE;

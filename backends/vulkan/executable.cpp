@@ -49,16 +49,16 @@ Result<std::unique_ptr<Executable>> Executable::make(Context& context, SegmentPl
   FTH_ASSIGN_OR_RETURN(x->params_, context.allocate(x->plan_.params_bytes(), Context::Use::shared));
   std::memset(x->params_.mapped, 0, x->plan_.params_bytes());
   FTH_RETURN_IF_ERROR(x->bind_weights(weights));
-  FTH_ASSIGN_OR_RETURN(x->fence_, context.make_fence());
+  FTH_ASSIGN_OR_RETURN(x->timer_, context.make_timer());
   FTH_RETURN_IF_ERROR(x->record());
   FTH_RETURN_IF_ERROR(context.complaints());
   return x;
 }
 
 Executable::~Executable() {
-  if (running_) (void)context_.wait(fence_);  // the device still reads what is freed here
+  if (running_) (void)context_.wait(done_);  // the device still reads what is freed here
   if (commands_) context_.free(commands_);
-  if (fence_) context_.free(fence_);
+  if (timer_) context_.free_timer(timer_);
   context_.free(params_);
 }
 
@@ -92,6 +92,7 @@ Result<> Executable::record() {
   FTH_ASSIGN_OR_RETURN(commands_, context_.begin(0));
   const Api& api = context_.api();
   const Limits& limits = context_.limits();
+  context_.start(commands_, timer_);
   context_.barrier(commands_, Context::Between::anything);  // earlier submits and copies
   std::vector<uint32_t> read, written;                      // since the last barrier
   for (const Dispatch& d : plan_.dispatches) {
@@ -115,6 +116,7 @@ Result<> Executable::record() {
     api.CmdDispatch(commands_, static_cast<uint32_t>(x), d.groups_y, static_cast<uint32_t>(z));
   }
   context_.barrier(commands_, Context::Between::anything);  // later ones, and the host's reads of mapped memory
+  context_.stop(commands_, timer_);
   return context_.end(commands_);
 }
 
@@ -138,7 +140,7 @@ Result<Event*> Executable::submit(std::span<const fth_binding> bindings, const i
   }
   const ParamsHead head{.n_tokens = static_cast<uint32_t>(n), .pos = static_cast<uint32_t>(pos), .bad_row = 0, .reserved = 0};
   std::memcpy(params_.mapped, &head, sizeof head);
-  FTH_RETURN_IF_ERROR(context_.submit(commands_, fence_));
+  FTH_ASSIGN_OR_RETURN(done_, context_.submit(commands_));
   running_ = true;
   return &event_;
 }
@@ -146,7 +148,7 @@ Result<Event*> Executable::submit(std::span<const fth_binding> bindings, const i
 Result<> Executable::wait() {
   if (!running_) return fail(Code::failed_precondition, text(plan_.rules.name, ": waited for without a run"));
   running_ = false;
-  if (Result<> done = context_.wait(fence_); !done) return tl::unexpected<Error>(std::move(done).error().context(plan_.rules.name));
+  if (Result<> done = context_.wait(done_); !done) return tl::unexpected<Error>(std::move(done).error().context(plan_.rules.name));
   ParamsHead head{};
   std::memcpy(&head, params_.mapped, sizeof head);
   if (head.bad_row != 0)

@@ -44,6 +44,7 @@ class Executable {
   // failed_precondition while the last run has not been waited for.
   Result<Event*> submit(std::span<const fth_binding> bindings, const int64_t* scalars);
   Result<> wait();
+  double device_seconds() const { return context_.seconds(timer_); }
 
  private:
   Executable(Context& context, SegmentPlan plan) : context_(context), plan_(std::move(plan)), event_(*this) {}
@@ -56,7 +57,8 @@ class Executable {
   SegmentPlan plan_;
   Memory params_;
   VkCommandBuffer commands_ = VK_NULL_HANDLE;
-  VkFence fence_ = VK_NULL_HANDLE;
+  VkQueryPool timer_ = VK_NULL_HANDLE;
+  uint64_t done_ = 0;  // on the timeline: the last run
   bool running_ = false;
   Event event_;
 };

@@ -120,11 +120,8 @@ void Context::free(Memory& m) {
 }
 
 Result<> Context::run_once(VkCommandBuffer commands) {
-  if (!staging_.fence) {
-    FTH_ASSIGN_OR_RETURN(staging_.fence, make_fence());
-  }
-  FTH_RETURN_IF_ERROR(submit(commands, staging_.fence));
-  return wait(staging_.fence);
+  FTH_ASSIGN_OR_RETURN(const uint64_t done, submit(commands));
+  return wait(done);
 }
 
 Result<> Context::copy(VkBuffer src, uint64_t src_at, VkBuffer dst, uint64_t dst_at, uint64_t bytes) {

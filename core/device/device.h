@@ -108,6 +108,12 @@ class Executable {
     if (api.struct_size >= offsetof(fth_backend, live_neurons) + sizeof api.live_neurons && api.live_neurons)
       api.live_neurons(h_.get(), live, all);
   }
+  // fth_backend::device_seconds; negative where it is not known.
+  double device_seconds() const {
+    const fth_backend& api = h_.api();
+    const bool has = api.struct_size >= offsetof(fth_backend, device_seconds) + sizeof api.device_seconds && api.device_seconds;
+    return has ? api.device_seconds(h_.get()) : -1;
+  }
 
  private:
   ExecutableHandle h_;

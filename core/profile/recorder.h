@@ -17,7 +17,7 @@ namespace fth {
 enum class EventKind : uint8_t {
   step,     // one pass over the layers: a token, or the tokens of a prefill step. id: its first position
   segment,  // one run of a segment, from submit until its results are there
-  queue,    // the same on its device's lane, for devices other than the host's CPU
+  queue,    // the same on its device's lane, for devices other than the host's CPU. id: 0 if by the device's own clock, else -1
   busy,     // a thread of the pool, other than the engine's, at work in a parallel loop of the segment
   wait,     // the engine's thread done with its part of the loop, others not yet
   copy,     // an activation moved between memories

@@ -58,7 +58,7 @@ double SegmentRow::roofline_share(const Roofline& roofline) const {
 std::vector<SegmentRow> segment_rows(const Recorder& recorder) {
   struct Cell {
     SegmentRow row;
-    std::vector<double> seconds;
+    std::vector<double> seconds, on_device;
     CpuTime cpu;
     int64_t first_ns = 0;
   };
@@ -80,6 +80,12 @@ std::vector<SegmentRow> segment_rows(const Recorder& recorder) {
     cell.row.bytes += e.bytes;
     cell.row.flops += e.flops;
   }
+  for (size_t d = 0; d < recorder.devices().size(); ++d)
+    for (const Event& e : recorder.device(d).events()) {
+      if (e.kind != EventKind::queue || e.id < 0 || e.cpu_ns >= 0) continue;
+      const auto cell = cells.find({e.device, e.bucket, e.name});
+      if (cell != cells.end()) cell->second.on_device.push_back(seconds_of(e));
+    }
   std::vector<Cell> in_order;
   for (auto& [key, cell] : cells) in_order.push_back(std::move(cell));
   std::stable_sort(in_order.begin(), in_order.end(), [](const Cell& a, const Cell& b) {
@@ -88,6 +94,7 @@ std::vector<SegmentRow> segment_rows(const Recorder& recorder) {
   std::vector<SegmentRow> out;
   for (Cell& cell : in_order) {
     cell.row.time = spread(std::move(cell.seconds));
+    cell.row.on_device = spread(std::move(cell.on_device));
     cell.row.cpu_share = cell.cpu.share();
     out.push_back(std::move(cell.row));
   }

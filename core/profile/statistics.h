@@ -33,6 +33,7 @@ struct SegmentRow {
   Spread time;           // of runs whose CPU time was not taken
   uint64_t bytes = 0;    // of those runs
   uint64_t flops = 0;    // of those runs
+  Spread on_device;      // of those runs, by the device's own clock; count 0 where it has none
   double cpu_share = 0;  // CPU time of all threads over wall time, of the runs whose CPU time was taken: 2.0 is two busy cores; 0 when none
   double bytes_per_second() const { return time.total > 0 ? static_cast<double>(bytes) / time.total : 0; }
   double flops_per_second() const { return time.total > 0 ? static_cast<double>(flops) / time.total : 0; }

@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 #define FTH_ABI_MAJOR 1u /* removed, reordered or retyped something */
-#define FTH_ABI_MINOR 1u /* appended a field or a function pointer   */
+#define FTH_ABI_MINOR 2u /* appended a field or a function pointer   */
 
 typedef int32_t fth_code; /* values of the canonical (absl) status codes */
 enum {
@@ -180,6 +180,9 @@ typedef struct fth_backend {
   /* Since 1.1; NULL where nothing is counted. Of the rows that this executable's EXPERTS had alone in their slots since it was compiled: neurons whose
    * gate let something pass, and all neurons. Between submits. */
   void (*live_neurons)(fth_executable*, uint64_t* live, uint64_t* all);
+  /* Since 1.2; NULL where the device has no clock of its own. What the last run that was waited for took on the device, from the first command's start to the
+   * last one's end, by that clock; negative where it is not known. */
+  double (*device_seconds)(fth_executable*);
 } fth_backend;
 
 /* The one exported symbol. NULL if the plugin cannot serve this major version. `host` outlives the plugin. */

@@ -290,6 +290,13 @@ class Table {
   static void live_neurons([[maybe_unused]] fth_executable* x, [[maybe_unused]] uint64_t* live, [[maybe_unused]] uint64_t* all) {
     if constexpr (kCountsNeurons) self(x)->live_neurons(live, all);
   }
+  static constexpr bool kHasClock = requires(const Executable& x) { x.device_seconds(); };
+  static double device_seconds([[maybe_unused]] fth_executable* x) {
+    if constexpr (kHasClock)
+      return self(x)->device_seconds();
+    else
+      return -1;
+  }
 
  public:
   static constexpr fth_backend kTable = {.struct_size = sizeof(fth_backend),
@@ -311,7 +318,8 @@ class Table {
                                          .release = release,
                                          .submit = submit,
                                          .wait = wait,
-                                         .live_neurons = kCountsNeurons ? live_neurons : nullptr};
+                                         .live_neurons = kCountsNeurons ? live_neurons : nullptr,
+                                         .device_seconds = kHasClock ? device_seconds : nullptr};
   static const fth_backend* query(uint32_t abi_major, const fth_host* host) noexcept {
     if (abi_major != FTH_ABI_MAJOR || host == nullptr || host->struct_size < sizeof(fth_host)) return nullptr;
     host_.store(host);

@@ -13,7 +13,8 @@ static_assert(sizeof(fth_binding) == 24, "1.0");
 static_assert(sizeof(fth_device_info) == 320, "1.0");
 static_assert(offsetof(fth_backend, wait) == 128, "1.0");
 static_assert(offsetof(fth_backend, live_neurons) == 136, "1.1");
-static_assert(sizeof(fth_backend) == 144, "1.1");
+static_assert(offsetof(fth_backend, device_seconds) == 144, "1.2");
+static_assert(sizeof(fth_backend) == 152, "1.2");
 #endif
 
 int fth_abi_is_c(void) { return FTH_OP_KIND_END; }
