@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "core/base/bytes.h"
 #include "core/engine/engine.h"
+#include "core/engine/memory.h"
 
 namespace fth {
 namespace {
@@ -140,6 +142,114 @@ TEST(Recover, RowsOfLogitsAreHandedOverOnce) {
   ASSERT_TRUE(done) << done.error().message;
   EXPECT_EQ(next, static_cast<int64_t>(ids.size()));
   EXPECT_THAT(g_log, HasSubstr("failed: "));
+}
+
+// RAM that the plan says, while the device has its part of the model in memory of its own.
+uint64_t planned_ram(EngineOptions o) {
+  o.plan_only = true;
+  o.registry.device_options.clear();
+  auto engine = Engine::open(o);
+  EXPECT_TRUE(engine) << engine.error().message;
+  return engine ? (*engine)->plan().ram_bytes : 0;
+}
+
+// What comes back from the device, about 1.7 MiB of caches and weights, is more than these budgets leave: a plan is made again.
+EngineOptions budgeted(const std::string& fail, ExpertPlacement experts) {
+  EngineOptions o = options(fail);
+  o.experts = experts;
+  o.kv.placement = KvPlacement::memory;
+  return o;
+}
+
+bool on_faulty(const Engine& engine) {
+  const auto& placements = engine.plan().placements;
+  return std::any_of(placements.begin(), placements.end(), [](const Placement& p) { return p.device != 0; });
+}
+
+TEST(Recover, TheBudgetIsKeptWithFewerSlots) {
+  EngineOptions o = budgeted("submit:60", ExpertPlacement::streamed);
+  EngineOptions least = o;
+  least.stream.slots = 4;
+  auto planned = Engine::open([&] {
+    EngineOptions p = least;
+    p.plan_only = true;
+    return p;
+  }());
+  ASSERT_TRUE(planned) << planned.error().message;
+  o.ram_budget = planned_ram(least) + 80 * (*planned)->slot_bytes();
+  g_log.clear();
+  auto engine = Engine::open(o);
+  ASSERT_TRUE(engine) << engine.error().message;
+  ASSERT_TRUE(on_faulty(**engine));
+  const int64_t before = (*engine)->plan().expert_slots;
+  auto one = (*engine)->new_session(), two = (*engine)->new_session();
+  ASSERT_TRUE(one && two);
+  const auto ids = (*engine)->tokenizer().encode("The old teacher", SpecialTokens::parse);
+  ASSERT_TRUE(two->prefill(ids));
+  EXPECT_EQ(greedy(**engine, *one), kReply);
+  EXPECT_THAT(g_log, HasSubstr("faulty:0 failed: "));
+  EXPECT_THAT(g_log, HasSubstr("the plan was made again without it"));
+  EXPECT_THAT(g_log, HasSubstr("expert slots instead of " + std::to_string(before)));
+  EXPECT_FALSE(on_faulty(**engine));
+  const Plan& plan = (*engine)->plan();
+  EXPECT_LT(plan.expert_slots, before);
+  EXPECT_GT(plan.expert_slots, 4);
+  EXPECT_LE(plan.ram_bytes, o.ram_budget);
+  EXPECT_LE(resident_memory(), o.ram_budget);
+  // The session that was not at work finds its context again, laid out for the plan that there is now.
+  two->clear();
+  EXPECT_EQ(greedy(**engine, *two), kReply);
+}
+
+TEST(Recover, ResidentExpertsAreStreamedWhenTheBudgetAsksForIt) {
+  EngineOptions o = budgeted("submit:60", ExpertPlacement::automatic);
+  o.ram_budget = planned_ram(o) + kMiB / 2;
+  g_log.clear();
+  auto engine = Engine::open(o);
+  ASSERT_TRUE(engine) << engine.error().message;
+  ASSERT_EQ((*engine)->plan().expert_slots, 0);
+  ASSERT_TRUE(on_faulty(**engine));
+  auto session = (*engine)->new_session();
+  ASSERT_TRUE(session);
+  EXPECT_EQ(greedy(**engine, *session), kReply);
+  EXPECT_THAT(g_log, HasSubstr("experts are streamed, with "));
+  EXPECT_GT((*engine)->plan().expert_slots, 4);
+  EXPECT_LE((*engine)->plan().ram_bytes, o.ram_budget);
+  EXPECT_LE(resident_memory(), o.ram_budget);
+}
+
+TEST(Recover, WhatCannotFitIsSaid) {
+  EngineOptions o = budgeted("submit:20", ExpertPlacement::streamed);
+  EngineOptions least = o;
+  least.stream.slots = 4;
+  o.ram_budget = planned_ram(least) + kMiB;
+  auto engine = Engine::open(o);
+  ASSERT_TRUE(engine) << engine.error().message;
+  ASSERT_TRUE(on_faulty(**engine));
+  auto session = (*engine)->new_session();
+  ASSERT_TRUE(session);
+  const std::vector<int32_t> ids(40, 7);
+  for (int i = 0; i < 2; ++i) {  // and again: nothing runs on a device that is gone
+    const auto logits = session->prefill(ids);
+    ASSERT_FALSE(logits);
+    EXPECT_EQ(logits.error().code, Code::resource_exhausted);
+    EXPECT_THAT(logits.error().message, HasSubstr("faulty:0 failed ("));
+    EXPECT_THAT(logits.error().message, HasSubstr("the smallest budget that works is --ram "));
+  }
+}
+
+// The device fails while the engine opens: the plan is made again before the first session.
+TEST(Recover, TheBudgetIsKeptWhenADeviceCannotCompile) {
+  EngineOptions o = budgeted("compile:3", ExpertPlacement::automatic);
+  o.ram_budget = planned_ram(o) + kMiB / 2;
+  g_log.clear();
+  auto engine = Engine::open(o);
+  ASSERT_TRUE(engine) << engine.error().message;
+  EXPECT_THAT(g_log, HasSubstr("experts are streamed, with "));
+  auto session = (*engine)->new_session();
+  ASSERT_TRUE(session);
+  EXPECT_EQ(greedy(**engine, *session), kReply);
+  EXPECT_LE((*engine)->plan().ram_bytes, o.ram_budget);
 }
 
 TEST(Recover, TwoDevicesOfOneKindAreBothListed) {
