@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/base/result.h"
+#include "core/device/plugin_calls.h"
 #include "plugins/abi/fth_backend.h"
 
 namespace fth {
@@ -20,9 +21,10 @@ inline Result<> check(fth_code code, const fth_error& e) {
   return fail(static_cast<Code>(code), std::string(e.message, strnlen(e.message, sizeof e.message)));
 }
 
-// One call of the table: f(fth_error*) returns its code. The boundary forbids exceptions; a plugin that throws one all the same gets an error like any other.
+// One call of the table `api`: f(fth_error*) returns its code. The boundary forbids exceptions; a plugin that throws one all the same gets an error like any other.
 template <class F>
-Result<> call_plugin(F&& f) {
+Result<> call_plugin(const fth_backend& api, F&& f) {
+  const PluginCall call(api);
   fth_error e{};
   try {
     return check(f(&e), e);
@@ -46,7 +48,9 @@ class Handle {
     return *this;
   }
   ~Handle() {
-    if (p_) (api_->*Free)(p_);
+    if (!p_) return;
+    const PluginCall call(*api_);
+    (api_->*Free)(p_);
   }
   T* get() const { return p_; }
   explicit operator bool() const { return p_ != nullptr; }
@@ -69,10 +73,10 @@ class Buffer {
   fth_binding whole() const { return {h_.get(), 0, bytes_}; }
   fth_binding at(uint64_t offset, uint64_t bytes) const { return {h_.get(), offset, bytes}; }
   Result<> write(uint64_t offset, const void* src, uint64_t bytes) const {
-    return call_plugin([&](fth_error* e) { return h_.api().write(h_.get(), offset, src, bytes, e); });
+    return call_plugin(h_.api(), [&](fth_error* e) { return h_.api().write(h_.get(), offset, src, bytes, e); });
   }
   Result<> read(uint64_t offset, void* dst, uint64_t bytes) const {
-    return call_plugin([&](fth_error* e) { return h_.api().read(h_.get(), offset, dst, bytes, e); });
+    return call_plugin(h_.api(), [&](fth_error* e) { return h_.api().read(h_.get(), offset, dst, bytes, e); });
   }
 
  private:
@@ -93,13 +97,13 @@ class Executable {
   }
   Result<fth_event*> submit(std::span<const fth_binding> bindings, std::span<const int64_t> scalars) const {
     fth_event* event = nullptr;
-    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) {
+    FTH_RETURN_IF_ERROR(call_plugin(h_.api(), [&](fth_error* e) {
       return h_.api().submit(h_.get(), bindings.data(), static_cast<uint32_t>(bindings.size()), scalars.data(), &event, e);
     }));
     return event;
   }
   Result<> wait(fth_event* event) const {
-    return call_plugin([&](fth_error* e) { return h_.api().wait(event, e); });
+    return call_plugin(h_.api(), [&](fth_error* e) { return h_.api().wait(event, e); });
   }
   // fth_backend::live_neurons; both 0 where nothing is counted.
   void live_neurons(uint64_t* live, uint64_t* all) const {
@@ -123,10 +127,10 @@ class Device {
  public:
   static Result<Device> open(const fth_backend& api, uint32_t index, const char* options) {
     fth_device* d = nullptr;
-    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api.open(index, options, &d, e); }));
+    FTH_RETURN_IF_ERROR(call_plugin(api, [&](fth_error* e) { return api.open(index, options, &d, e); }));
     Device device{DeviceHandle(&api, d)};
     device.info_.struct_size = sizeof device.info_;
-    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api.info(d, &device.info_, e); }));
+    FTH_RETURN_IF_ERROR(call_plugin(api, [&](fth_error* e) { return api.info(d, &device.info_, e); }));
     return device;
   }
 
@@ -142,25 +146,25 @@ class Device {
 
   Result<Buffer> alloc(uint64_t bytes) const {
     fth_buffer* b = nullptr;
-    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api().alloc(h_.get(), bytes, &b, e); }));
+    FTH_RETURN_IF_ERROR(call_plugin(api(), [&](fth_error* e) { return api().alloc(h_.get(), bytes, &b, e); }));
     return Buffer(&api(), b, bytes);
   }
   // `p` must outlive the buffer.
   Result<Buffer> import_host(void* p, uint64_t bytes) const {
     fth_buffer* b = nullptr;
-    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api().import_host(h_.get(), p, bytes, &b, e); }));
+    FTH_RETURN_IF_ERROR(call_plugin(api(), [&](fth_error* e) { return api().import_host(h_.get(), p, bytes, &b, e); }));
     return Buffer(&api(), b, bytes);
   }
   Result<fth_estimate> estimate(const fth_segment& s) const {
     fth_estimate out{};
     out.struct_size = sizeof out;
-    FTH_RETURN_IF_ERROR(call_plugin([&](fth_error* e) { return api().estimate(h_.get(), &s, &out, e); }));
+    FTH_RETURN_IF_ERROR(call_plugin(api(), [&](fth_error* e) { return api().estimate(h_.get(), &s, &out, e); }));
     return out;
   }
   Result<Executable> compile(const fth_segment& s, std::span<const fth_binding> weights) const {
     fth_executable* x = nullptr;
     FTH_RETURN_IF_ERROR(call_plugin(
-        [&](fth_error* e) { return api().compile(h_.get(), &s, weights.data(), static_cast<uint32_t>(weights.size()), &x, e); }));
+        api(), [&](fth_error* e) { return api().compile(h_.get(), &s, weights.data(), static_cast<uint32_t>(weights.size()), &x, e); }));
     return Executable(&api(), x);
   }
 

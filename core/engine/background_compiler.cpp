@@ -29,7 +29,7 @@ Result<> compile(BackgroundCompiler::Job& job) {
 }  // namespace
 
 BackgroundCompiler::BackgroundCompiler() = default;
-BackgroundCompiler::~BackgroundCompiler() = default;
+BackgroundCompiler::~BackgroundCompiler() { ends_ = true; }
 
 void BackgroundCompiler::add(Job job) {
   known_.insert(job.index);
@@ -42,7 +42,10 @@ void BackgroundCompiler::start() {
   worker_ = std::async(std::launch::async, [this, jobs = std::exchange(waiting_, {})]() mutable {
     for (Job& job : jobs) {
       const std::lock_guard lock(devices_);
+      if (ends_) break;
+      const auto begin = std::chrono::steady_clock::now();
       job.outcome = compile(job);
+      job.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
     return std::move(jobs);
   });
@@ -51,6 +54,14 @@ void BackgroundCompiler::start() {
 std::vector<BackgroundCompiler::Job> BackgroundCompiler::take(bool wait) {
   if (!busy() || (!wait && worker_.wait_for(std::chrono::seconds(0)) != std::future_status::ready)) return {};
   return worker_.get();
+}
+
+void BackgroundCompiler::forget() {
+  ends_ = true;
+  take(true);
+  ends_ = false;
+  waiting_.clear();
+  known_.clear();
 }
 
 double BackgroundCompiler::seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(); }

@@ -4,6 +4,7 @@
 // A device is used by one thread at a time: while the worker is at work it has the devices whose segments it compiles, and nothing is submitted to them;
 // who must call one in the meantime (memory of a session) takes lock() and waits for one compilation at most.
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <future>
@@ -29,9 +30,10 @@ class BackgroundCompiler {
     const Device* device = nullptr;
     uint64_t workspace_limit = 0;
     Result<> outcome;
+    double seconds = 0;  // that compiling it took
   };
   BackgroundCompiler();
-  ~BackgroundCompiler();  // waits for the worker
+  ~BackgroundCompiler();  // waits for the compilation that is under way, and leaves the others
 
   // Whether the segment was added at some time, done or not.
   bool knows(size_t index) const { return known_.contains(index); }
@@ -42,10 +44,12 @@ class BackgroundCompiler {
   // What the worker has finished, once it has finished all of it; empty before. wait: until then.
   std::vector<Job> take(bool wait);
   double seconds() const;  // since start()
+  void forget();           // all that was added, done or not; waits for the compilation that is under way
   [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(devices_); }
 
  private:
-  std::mutex devices_;  // held for each compilation
+  std::mutex devices_;              // held for each compilation
+  std::atomic<bool> ends_ = false;  // nobody waits for the rest
   std::set<size_t> known_;
   std::vector<Job> waiting_;
   std::chrono::steady_clock::time_point begin_;

@@ -80,6 +80,7 @@ Result<const Buffer*> Engine::Impl::weight(size_t device_index, const Weight& w)
   } else {
     FTH_ASSIGN_OR_RETURN(buffer, d.alloc(w.span_bytes()));
     FTH_RETURN_IF_ERROR(buffer.write(0, data, w.span_bytes()));
+    if (data == w.data) release_mapped(data, w.span_bytes());  // of the file: the plan counts the device's copy alone
   }
   return &weights.emplace(key, std::move(buffer)).first->second;
 }
@@ -112,7 +113,10 @@ Result<std::unique_ptr<Compiled>> Engine::Impl::compile(SegmentKind kind, int64_
     FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, blame(d, weight(d, *w)));
     bound.push_back(buffer->whole());
   }
+  const auto begin = std::chrono::steady_clock::now();
   auto executable = blame(d, device(d).compile(c->segment.view(), bound));
+  if (d != 0 && bucket == 1 && device(d).reads_host_memory())
+    compile_seconds[d] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (!executable) return tl::unexpected<Error>(std::move(executable).error().context(device(d).name() + ": compile " + c->segment.name));
   c->executable = std::move(*executable);
   return c;
@@ -186,6 +190,7 @@ void Engine::Impl::move_over(bool wait) {
       continue;
     }
     if (registry->devices()[job.compiled->device].check.wrong) continue;  // lost meanwhile (recover.cpp)
+    if (job.compiled->segment.n_tokens == 1) compile_seconds[job.compiled->device] += job.seconds;
     compiled[job.index] = std::move(job.compiled);
     ++moved;
   }
@@ -193,6 +198,7 @@ void Engine::Impl::move_over(bool wait) {
     char seconds[32];
     std::snprintf(seconds, sizeof seconds, "%.1f", background.seconds());
     say(FTH_LOG_INFO, where + ": " + std::to_string(moved) + " segments compiled in " + seconds + " s; they run there from now on");
+    keep_compile_seconds();
   }
   background.start();
 }
@@ -210,6 +216,20 @@ Result<> Engine::Impl::detect() {
       space_of.push_back(space_owner.size());
       space_owner.push_back(d);
     }
+  }
+  find_late();
+  return name_missing();
+}
+
+// A device that is named belongs to a plugin that was not loaded: its reason is the answer.
+Result<> Engine::Impl::name_missing() const {
+  std::vector<std::string> named = {options.device};
+  for (const PlacementRule& rule : options.rules) named.push_back(rule.device);
+  for (const std::string& name : named) {
+    if (name.empty() || registry->find(name)) continue;
+    for (const BackendReport& b : registry->backends())
+      if (!b.loaded && b.name == name.substr(0, name.find(':')))
+        return fail(Code::unavailable, name + ": the plugin " + b.path + " is not loaded: " + b.reason);
   }
   return {};
 }
@@ -317,7 +337,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
         cost.resident_bytes += estimate->resident_bytes;
       }
     }
-    if (options.start_on_cpu && !s.host_only) stand_in_workspace = std::max(stand_in_workspace, s.cost[0].workspace_bytes);
+    if (any_late() && !s.host_only) stand_in_workspace = std::max(stand_in_workspace, s.cost[0].workspace_bytes);
     if (kind == SegmentKind::head && screen.plane.bytes > 0) {
       const Segment screened = screened_head_segment(*model, screen.plane, screen.mean, std::min(kMaxWanted, c.n_vocab), 0);
       for (size_t d = 0; d < devices.size(); ++d)
@@ -405,6 +425,12 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
 }
 
 Result<> Engine::Impl::make_resident() {
+  FTH_RETURN_IF_ERROR(load_weights());
+  FTH_RETURN_IF_ERROR(compile_decode());
+  return screen.plane.bytes > 0 ? make_plane() : Result<>();
+}
+
+Result<> Engine::Impl::load_weights() {
   if (streamed()) {
     FTH_RETURN_IF_ERROR(make_streamed());
   } else if (options.on_load) {
@@ -413,8 +439,11 @@ Result<> Engine::Impl::make_resident() {
   } else {
     model->file.prefault(nullptr, nullptr);
   }
-  // The decode step is compiled now, so that a device that cannot says so here; other buckets at their first use. Where the CPU stands in it begins to be.
-  FTH_RETURN_IF_ERROR(reorder());
+  return reorder();
+}
+
+// Other buckets are compiled at their first use. Where the CPU stands in compiling begins.
+Result<> Engine::Impl::compile_decode() {
   const auto compile_all = [&]() -> Result<> {
     FTH_RETURN_IF_ERROR(make_workspaces());
     for (const Placement& p : plan.placements) {
@@ -427,7 +456,8 @@ Result<> Engine::Impl::make_resident() {
   };
   FTH_RETURN_IF_ERROR(surviving(compile_all));
   background.start();
-  return screen.plane.bytes > 0 ? make_plane() : Result<>();
+  keep_compile_seconds();
+  return {};
 }
 
 Result<> Engine::Impl::make_workspaces() {
@@ -493,7 +523,9 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   }
   if (options.repack == Repack::memory && !impl->repack_note.empty())
     return fail(Code::failed_precondition, "repacking in memory: " + impl->repack_note);
+  impl->say_late();
   if (!options.plan_only) FTH_RETURN_IF_ERROR(impl->make_resident());
+  impl->options.on_load = {};  // open()'s caller watches open(); weights may be loaded again later (replan.cpp)
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 

@@ -44,6 +44,12 @@ struct KvOptions {
   int64_t page_tokens = 256;                     // a multiple of 32
 };
 
+// Whether the host's CPU runs a device's segments until the device has compiled them, in a thread of its own. It takes over between two steps; which steps ran where depends on
+// time then, and with it the last bits of results. Devices that work in the host's memory only, and not experts.
+// automatic: an NPU, or a device that is no CPU and took more than kSlowCompile seconds for what a token needs when it last compiled it.
+enum class StartOnCpu { off, automatic, on };
+inline constexpr double kSlowCompile = 1;
+
 enum class Guess { automatic, on, off };  // automatic: tried both ways every few hundred tokens; the faster one is kept
 
 struct StreamOptions {  // docs/memory.md
@@ -100,10 +106,9 @@ struct EngineOptions {
   ExpertPlacement experts = ExpertPlacement::automatic;
   StreamOptions stream;
   KeptExpertTimes expert_times;
-  // Segments placed on a device that works in the host's memory run on the CPU until that device has compiled them, in a thread of its own; one that it
-  // cannot compile stays on the CPU, and the log says so. Experts stay on the CPU. Which steps ran where depends on time then, and with it the last bits of results. false: compiled
-  // before the first step, and a failure is an error of open().
-  bool start_on_cpu = false;
+  // off: a device's segments are compiled before the first step, and a failure is an error of open(). Else one that it cannot compile stays on the CPU, and the log says so.
+  StartOnCpu start_on_cpu = StartOnCpu::off;
+  KeptExpertTimes compile_times;  // likewise one figure for each device: seconds that compiling what a token needs took
   HeadMode head = HeadMode::exact;
   Repack repack = Repack::automatic;                           // memory: automatic, and failed_precondition where that is not possible
   bool plan_only = false;                                      // stop after the plan: no weight is touched, sessions are refused

@@ -123,6 +123,7 @@ struct Engine::Impl {
   GuessTrial guess_trial;
   ScreenedHead screen;
   std::vector<HostBlock> reordered;  // [layer]: down matrices, neuron-major
+  std::vector<Weight> as_in_file;    // [layer]: what they were before
   std::string repack_note;
   Weight embedding;  // embedding_rows as the embed segment's table; empty: the whole table is at hand
   bool streamed() const { return plan.expert_slots > 0; }
@@ -134,8 +135,16 @@ struct Engine::Impl {
   Segment build(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const;
   Result<std::unique_ptr<Compiled>> compile(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t device);
   std::unique_ptr<Compiled> describe(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t device) const;
-  // Whether the CPU stands in for the device until its segments are compiled; then a cache needs a buffer of both.
-  bool starts_on_cpu(size_t d) { return options.start_on_cpu && d != 0 && device(d).reads_host_memory(); }
+  // Why the CPU stands in for the device until its segments are compiled; then a cache needs a buffer of both. Empty: it does not.  [start_on_cpu.cpp]
+  std::vector<std::string> late;  // [device]
+  void find_late();
+  bool starts_on_cpu(size_t d) const { return !late[d].empty(); }
+  bool any_late() const;
+  void say_late();  // a note of the plan for each such device that it uses
+  // What compiling took, for the next start: of segments that one token needs.
+  std::string compile_key(size_t d);
+  void keep_compile_seconds();
+  std::vector<double> compile_seconds;  // [device], until it is kept
   Result<Compiled*> stand_in(size_t index, SegmentKind kind, int64_t layer, int64_t bucket);
   // Between steps: what has been compiled in the background is used from now on, what is still missing begins to be compiled.
   void move_over(bool wait = false);
@@ -155,12 +164,19 @@ struct Engine::Impl {
     if (!outcome && device != 0) failed_device = device;
     return outcome;
   }
-  // Moves all work of a device to the host's CPU and says so in the log and the plan. Fails with `why` where the CPU cannot run it.
+  // Moves all work of a device to the host's CPU and says so in the log and the plan. Fails with `why` where the CPU cannot run it. What the CPU cannot take over within the
+  // RAM that was planned with is planned anew: fewer slots, or experts that were resident are streamed; resource_exhausted where nothing fits.
   Result<> lose_device(size_t device, const Error& why);
+  Result<> plan_without(size_t device, const Error& why);  // [replan.cpp]
+  Result<> decide_again();
+  void let_go();               // everything that was loaded and compiled for the plan before
+  uint64_t n_plans = 0;        // made anew since open(): sessions lay out their memory again
+  std::optional<Error> ended;  // nothing can run any more, and why
   // Runs `work`; again, without the device that failed, as long as that is why it fails.
   Result<> surviving(const std::function<Result<>()>& work);
 
   Result<> detect();  // devices and spaces
+  Result<> name_missing() const;
   // Experts on the device that is quickest for a bucket.  [expert_choice.cpp]
   ExpertChoice expert_choice;
   std::array<size_t, std::size(kBuckets)> experts_on{};  // where the plan has them on device 0
@@ -176,11 +192,14 @@ struct Engine::Impl {
   Result<> plan_for(int64_t ubatch, int64_t page_cells, int64_t resident_pages);
   Result<> find_tier();  // spare device memory for experts
   Result<> make_resident();
+  Result<> load_weights();
+  Result<> compile_decode();  // what a token needs, so that a device that cannot says so here
   Result<> make_streamed();
   Result<> make_workspaces();
   // Down matrices of a plain file in neuron-major order: wanted before the plan is made, which says whether experts are resident, made after it.  [repack.cpp]
   bool wants_reordered();
   void keep_order(const std::string& why);
+  void undo_reorder(const std::string& why);  // after reorder(): the matrices as they are in the file
   Result<> reorder();
   // The screened head.  [screened_head.cpp]
   void shape_plane();
@@ -229,6 +248,7 @@ struct Session::Impl {
   Engine::Impl* engine = nullptr;
   static constexpr uint64_t kNoGeneration = UINT64_MAX;
   uint64_t generation = 0;  // of the engine, when caches and activations were made
+  uint64_t n_plans = 0;     // likewise
   std::vector<int32_t> tokens;
   std::vector<LayerCache> caches;   // [layer]
   std::unique_ptr<KvPages> pages;   // of the layers that have theirs in pages
@@ -253,6 +273,7 @@ struct Session::Impl {
   bool head_again_ok = false;  // the last step was a decode
 
   static Result<std::unique_ptr<Impl>> make(Engine::Impl& engine);
+  Result<> lay_down();  // activations and pages of the shapes that the plan has, then make_memory()
   // Activations and caches where the engine's segments run now; those that are in the right place already stay.
   Result<> make_memory();
   Result<> restore();  // [recover.cpp]

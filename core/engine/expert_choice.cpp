@@ -147,15 +147,15 @@ Result<> Engine::Impl::choose_experts() {
     for (const int64_t bucket : kBuckets)
       for (const Variant v : {Variant::plain, Variant::gates, Variant::after_gates})
         takes_all = takes_all && device(d).estimate(build(SegmentKind::experts, 0, bucket, v).view()).has_value();
+    if (takes_all && starts_on_cpu(d)) {
+      choice.note = "experts stay on the CPU where it begins for another device";
+      continue;
+    }
     if (!takes_all || (!options.device.empty() && options.device != device(d).name())) continue;
     if (choice.candidates.empty()) choice.candidates.push_back(0);
     choice.candidates.push_back(d);
   }
   if (choice.candidates.empty()) return {};
-  if (options.start_on_cpu) {
-    choice = {.candidates = {}, .times = {}, .buckets = {}, .note = "experts stay on the CPU where it begins for another device"};
-    return {};
-  }
   for (const PlacementRule& rule : options.rules)
     for (int64_t layer = 0; layer < model->config.n_layer; ++layer)
       if (matches_pattern(rule.pattern, "layer." + std::to_string(layer) + ".experts")) {

@@ -38,9 +38,17 @@ void Engine::Impl::keep_order(const std::string& why) {
   estimates.clear();
 }
 
+void Engine::Impl::undo_reorder(const std::string& why) {
+  for (size_t i = 0; i < as_in_file.size(); ++i) model->layers[i].down = as_in_file[i];
+  as_in_file.clear();
+  reordered.clear();
+  keep_order(why);
+}
+
 Result<> Engine::Impl::reorder() {
   const Config& c = model->config;
   if (!c.is_sparse() || c.packed || streamed() || !repack_note.empty()) return {};
+  as_in_file.clear();
   const auto begin = std::chrono::steady_clock::now();
   for (int64_t i = 0; i < c.n_layer; ++i) {
     Weight& down = model->layers[static_cast<size_t>(i)].down;
@@ -62,6 +70,7 @@ Result<> Engine::Impl::reorder() {
         &work);
     if (work.failed) return fail(Code::internal, down.name + ": cannot be put into neuron-major order");
     release_mapped(down.data, down.span_bytes());  // pages that two experts share, or that reading ahead brought back
+    as_in_file.push_back(down);
     down.stride = down.expert_bytes();
     down.data = block.data();
     reordered.push_back(std::move(block));

@@ -15,14 +15,15 @@ using Clock = std::chrono::steady_clock;
 // Adds what the store did during this object's life to `to`.
 class Booked {
  public:
-  Booked(const ExpertStore* store, IoStats& to) : store_(store), to_(to) {
-    if (store_ != nullptr) before_ = store_->stats();
+  Booked(const Engine::Impl& engine, IoStats& to) : engine_(engine), to_(to), n_plans_(engine.n_plans) {
+    if (engine_.store) before_ = engine_.store->stats();
   }
   Booked(const Booked&) = delete;
   Booked& operator=(const Booked&) = delete;
   ~Booked() {
-    if (store_ == nullptr) return;
-    const ExpertStats now = store_->stats();
+    if (!engine_.store) return;
+    if (engine_.n_plans != n_plans_) before_ = {};  // another store, and what the one before did went with it
+    const ExpertStats now = engine_.store->stats();
     to_ += {.requested = now.requested - before_.requested,
             .hits = now.hits - before_.hits,
             .late = now.late - before_.late,
@@ -37,8 +38,9 @@ class Booked {
   }
 
  private:
-  const ExpertStore* store_;
+  const Engine::Impl& engine_;
   IoStats& to_;
+  uint64_t n_plans_;
   ExpertStats before_;
 };
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
@@ -87,15 +89,25 @@ Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine)
   auto s = std::make_unique<Impl>();
   s->engine = &engine;
   s->generation = engine.generation;
-  FTH_ASSIGN_OR_RETURN(s->activations,
-                       HostBlock::allocate(lay_out(engine.model->config, engine.shapes.max_bucket, &s->areas), "activations"));
-  if (engine.kv_pages.n_layers > 0) {
-    FTH_ASSIGN_OR_RETURN(s->pages, KvPages::open(engine.kv_pages, engine.options.kv.directory, engine.options.stream.reader));
-    const std::span<std::byte> memory = s->pages->memory();
-    FTH_ASSIGN_OR_RETURN(s->page_memory, engine.device(0).import_host(memory.data(), memory.size()));
-  }
-  FTH_RETURN_IF_ERROR(s->make_memory());
+  FTH_RETURN_IF_ERROR(s->lay_down());
   return s;
+}
+
+Result<> Session::Impl::lay_down() {
+  n_plans = engine->n_plans;
+  act_buffers.clear();
+  caches.clear();
+  page_memory = {};
+  pages.reset();
+  activations = {};
+  FTH_ASSIGN_OR_RETURN(activations, HostBlock::allocate(lay_out(engine->model->config, engine->shapes.max_bucket, &areas), "activations"));
+  if (engine->kv_pages.n_layers > 0) {
+    FTH_ASSIGN_OR_RETURN(pages, KvPages::open(engine->kv_pages, engine->options.kv.directory, engine->options.stream.reader));
+    const std::span<std::byte> memory = pages->memory();
+    FTH_ASSIGN_OR_RETURN(page_memory, engine->device(0).import_host(memory.data(), memory.size()));
+  }
+  kv_before = {};
+  return make_memory();
 }
 
 Result<> Session::Impl::make_memory() {
@@ -188,7 +200,7 @@ Result<std::span<const float>> Session::prefill(std::span<const int32_t> ids, co
   const Config& c = s.engine->model->config;
   FTH_RETURN_IF_ERROR(check_ids(*this, c, ids));
   s.head_again_ok = false;
-  const Booked booked(s.engine->store.get(), s.stats.prompt_io);
+  const Booked booked(*s.engine, s.stats.prompt_io);
   const auto begin = Clock::now();
   const auto total = static_cast<int64_t>(ids.size());
   for (int64_t done = 0; done < total;) {
@@ -214,7 +226,7 @@ Result<std::span<const float>> Session::decode(int32_t id) {
   TokenStats token;
   uint64_t bytes = 0;
   {
-    const Booked booked(s.engine->store.get(), token.io);
+    const Booked booked(*s.engine, token.io);
     const auto begin = Clock::now();
     FTH_ASSIGN_OR_RETURN(bytes, s.run_step({&id, 1}, Want::last_logits, {}));
     token.seconds = seconds_since(begin);
@@ -249,7 +261,7 @@ Result<> Session::prefill_all(std::span<const int32_t> ids, const OnRows& on_row
   Impl& s = *impl_;
   FTH_RETURN_IF_ERROR(check_ids(*this, s.engine->model->config, ids));
   s.head_again_ok = false;
-  const Booked booked(s.engine->store.get(), s.stats.prompt_io);
+  const Booked booked(*s.engine, s.stats.prompt_io);
   const auto begin = Clock::now();
   for (size_t done = 0; done < ids.size();) {
     const size_t n = std::min(static_cast<size_t>(s.engine->options.ubatch), ids.size() - done);

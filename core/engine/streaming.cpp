@@ -1,5 +1,6 @@
 // Streamed experts: what stays in RAM, and the store that reads the rest.
 #include <algorithm>
+#include <set>
 #include <vector>
 
 #include "core/base/bytes.h"
@@ -27,7 +28,7 @@ uint64_t fingerprint(const Model& model) {
   return hash;
 }
 
-// Every weight that is read whole. The embedding only where the head is the same matrix.
+// Every weight that may be read whole. The embedding only where the head is the same matrix.
 std::vector<const Weight*> dense_weights(const Model& model) {
   std::vector<const Weight*> out = {&model.output_norm, &model.output, &model.rope_factors};
   for (const Layer& l : model.layers)
@@ -79,7 +80,7 @@ Result<> Engine::Impl::find_tier() {
   std::string known;
   for (size_t d = 0; d < plan.devices.size() && plan.tier_slots == 0; ++d) {
     const PlanDevice& p = plan.devices[d];
-    if (p.host_memory) continue;
+    if (p.host_memory || p.wrong) continue;
     known += (known.empty() ? "" : ", ") + p.name;
     const bool used = std::any_of(plan.placements.begin(), plan.placements.end(), [d](const Placement& q) { return q.device == d; });
     const bool faster = p.copy_bytes_per_second > 2 * options.stream.storage.bytes_per_second;
@@ -105,7 +106,16 @@ Result<> Engine::Impl::make_streamed() {
     FTH_ASSIGN_OR_RETURN(ReadFile file, ReadFile::open(path));
     files.push_back(std::move(file));
   }
-  const auto weights_read = dense_weights(*model);
+  // What only devices with memory of their own use is copied there from the mapped file.
+  std::set<const std::byte*> used;
+  for (const Placement& p : plan.placements) {
+    if (!device(p.device).reads_host_memory()) continue;
+    const Segment segment = build(p.kind, p.layer, 1, Variant::plain);
+    for (const Weight* w : segment.weights) used.insert(w->data);
+  }
+  if (screen.plane.bytes > 0) used.insert(model->output.data);
+  auto weights_read = dense_weights(*model);
+  std::erase_if(weights_read, [&](const Weight* w) { return !used.contains(w->data); });
   uint64_t total = 0, done = 0;
   for (const Weight* w : weights_read) total += align_up(w->bytes, kWeightAlignment);
   FTH_ASSIGN_OR_RETURN(dense, HostBlock::allocate(total, "dense weights"));
@@ -146,6 +156,7 @@ Result<> Engine::Impl::make_streamed() {
     }
   }
   FTH_ASSIGN_OR_RETURN(store, ExpertStore::open(std::move(source), o));
+  store->set_recorder(recorder);
   const std::span<std::byte> memory = store->memory();
   FTH_ASSIGN_OR_RETURN(slots, device(0).import_host(memory.data(), memory.size()));
   return {};

@@ -1,6 +1,7 @@
 """Devices from the outside: self-tests and what is kept of them, plugins that lie, crash, hang or die, options of devices, figures that plans rest on.
 
-The faulty plugin is the cpu backend behind two devices that fail as FTH_FAULT or their options say (tests/engine/faulty_backend.cpp).
+The faulty plugin is the cpu backend behind two devices that fail as FTH_FAULT or their options say (tests/engine/faulty_backend.cpp), the slow one takes its time to
+compile (tests/engine/slow_backend.cpp).
 """
 import json
 import os
@@ -15,6 +16,7 @@ from program import BAD_DEVICE, DONE, TINY, USAGE, measured_cache, program_path
 
 BUILD = pathlib.Path(os.environ["FTH_BUILD_DIR"])
 FAULTY = (BUILD / "tests/fake_plugins/libfth_faulty.so").resolve()
+SLOW = (BUILD / "tests/fake_plugins/libfth_slow.so").resolve()
 PROMPT = "Translate to German: The old teacher buys a red car."
 REPLY = "Der alte Lehrer kauft ein rotes Auto."
 
@@ -29,11 +31,12 @@ class Devices(unittest.TestCase):
         self.cache = pathlib.Path(self.folder.name) / "cache"
         measured_cache(self.cache)
 
-    def run_it(self, *args, fault="", plugin=FAULTY, **env):
+    def run_it(self, *args, fault="", plugin=FAULTY, may_crash=False, **env):
         done = subprocess.run([self.program, *map(str, args), *(["--plugin", plugin] if plugin else [])], stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=200,
                               env={**os.environ, "XDG_CACHE_HOME": str(self.cache), "FTH_FAULT": fault, **env})
-        self.assertGreaterEqual(done.returncode, 0, done.stderr)
+        if not may_crash:
+            self.assertGreaterEqual(done.returncode, 0, done.stderr)
         return done
 
     def devices(self, *args, **more):
@@ -119,6 +122,76 @@ class Devices(unittest.TestCase):
             said = self.answers("--device", "faulty:1", "--device-option", f"faulty:1:fail={fail}")
             self.assertIn("faulty:1 failed: ", said)
             self.assertIn("run on cpu from here on", said)
+
+    def test_a_plugin_that_ends_a_run_is_left_out_by_the_next(self):
+        notes = self.cache / "forethought/crashed-plugins"
+        for fail, name in (("segv:20", "SIGSEGV"), ("abort:20", "SIGABRT"), ("thread:20", "SIGSEGV")):
+            crashed = self.run_it("run", "-m", TINY, "-p", PROMPT, "--device", "faulty:1", "--device-option", f"faulty:1:fail={fail}", may_crash=True)
+            self.assertNotEqual(crashed.returncode, DONE)
+            for word in (f"forethought: {name} ", f"in the plugin {FAULTY};", "devices --refresh"):
+                self.assertIn(word, crashed.stderr)
+            self.assertEqual(notes.read_text().count("\n"), 1)
+            # The next run says so once, and is done by the CPU.
+            said = self.answers()
+            self.assertIn(f"{FAULTY}: it ended a run with {name}", said)
+            self.assertFalse(notes.exists())
+            self.assertNotIn("it ended a run", self.answers())
+            _, backends = self.devices()
+            self.assertFalse(backends["faulty"]["loaded"])
+            self.assertIn(f"it ended a run with {name}", backends["faulty"]["reason"])
+            named = self.run_it("run", "-m", TINY, "-p", PROMPT, "--device", "faulty:1")
+            self.assertEqual(named.returncode, BAD_DEVICE)
+            self.assertIn(f"faulty:1: the plugin {FAULTY} is not loaded: it ended a run with {name}", named.stderr)
+            # Tested again when somebody asks.
+            self.assertTrue(self.devices("--refresh")[1]["faulty"]["loaded"])
+            self.assertIn("faulty:1  attention", self.answers("-v", "--device", "faulty:1"))
+
+    def test_notes_of_crashes_that_are_none(self):
+        notes = self.cache / "forethought/crashed-plugins"
+        notes.write_bytes(f"SIGSEGV\t1 bytes of 1.000000000\t{FAULTY}\nno tabs\n\xff\tx\n\t\t\n".encode("latin-1"))
+        self.assertNotIn("it ended a run", self.answers())  # another file had that name
+        self.assertFalse(notes.exists())
+        self.assertTrue(self.devices()[1]["faulty"]["loaded"])
+
+    def test_a_plugin_file_that_goes_while_it_is_used(self):
+        plugin = pathlib.Path(self.folder.name) / "libfth_faulty.so"
+        shutil.copy(FAULTY, plugin)
+        self.devices(plugin=plugin)
+        child = subprocess.Popen([self.program, "run", "-m", TINY, "-p", PROMPT, "--plugin", plugin, "--device", "faulty:0"], stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 env={**os.environ, "XDG_CACHE_HOME": str(self.cache), "FTH_FAULT": "slow"})  # 10 ms a submit
+        first = os.read(child.stdout.fileno(), 1)
+        self.assertIsNone(child.poll())
+        plugin.unlink()
+        rest, said = child.communicate(timeout=200)
+        self.assertEqual(child.returncode, DONE, said)
+        self.assertEqual((first + rest).decode().strip(), REPLY)
+        self.assertNotIn(b"failed", said)
+        self.assertEqual(self.run_it("run", "-m", TINY, "-p", PROMPT, plugin=plugin).stdout.strip(), REPLY)  # without it
+
+    def test_the_cpu_begins_for_an_npu_that_compiles(self):
+        long_run = ("run", "-m", TINY, "-p", PROMPT, "-n", "400", "--ignore-end", "-v")
+        wanted = self.run_it(*long_run, "--cpu-only", plugin=None).stdout
+        npu = ("--device", "slow:0", "--device-option", "slow:0:kind=npu", "--device-option", "slow:0:compile_ms=1")
+        note = "note: cpu begins while slow:0 compiles, which takes over when it is ready (an NPU takes its time to compile)"
+        done = self.run_it(*long_run, *npu, plugin=SLOW)
+        self.assertEqual(done.returncode, DONE, done.stderr)
+        self.assertEqual(done.stdout, wanted)
+        self.assertIn(note, done.stderr)
+        self.assertRegex(done.stderr, r"slow:0: \d+ segments compiled in [\d.]+ s; they run there from now on")
+        for device in ("cpu", "slow:0"):
+            self.assertRegex(done.stderr, rf"{device} +attention")
+        self.assertIn(note, self.run_it("plan", "-m", TINY, *npu, plugin=SLOW).stderr)
+        for command in (("run", "--start-on-cpu=off"), ("bench", "--pp", "8", "--tg", "2", "-r", "1")):  # bench waits unless it is told not to
+            self.assertNotIn("begins while", self.run_it(command[0], "-m", TINY, *npu, *command[1:], *(["-p", "x", "-n", "2"] if command[0] == "run" else []),
+                                                         plugin=SLOW).stderr)
+        self.assertEqual(self.run_it(*long_run, "--start-on-cpu=maybe").returncode, USAGE)
+
+    def test_what_compiling_took_decides_for_the_next_run(self):
+        gpu = ("--device", "slow:0", "--device-option", "slow:0:kind=gpu", "--device-option", "slow:0:compile_ms=250")
+        self.assertNotIn("begins while", self.answers(*gpu, plugin=SLOW))
+        said = self.answers(*gpu, plugin=SLOW)
+        self.assertRegex(said, r"cpu begins while slow:0 compiles.*compiling took it [1-9][\d.]* s")
 
     def test_a_plugin_that_is_gone(self):
         done = self.run_it("devices", "--json", plugin=pathlib.Path(self.folder.name) / "libfth_gone.so")

@@ -1,7 +1,9 @@
 // The cpu backend behind a device of its own memory that fails when it is told to. The option fail=CALL:N, fail=throw:N or fail=lost:N makes the N-th alloc, write, read, compile
-// or submit fail as out of memory, throws through the boundary in the N-th submit, or fails every submit from the N-th on. FTH_FAULT in the environment is for what a self-test has to
+// or submit fail as out of memory, throws through the boundary in the N-th submit, or fails every submit from the N-th on; fail=segv:N and fail=abort:N end the process there,
+// fail=thread:N in a thread of the plugin's own. FTH_FAULT in the environment is for what a self-test has to
 // meet, because nobody gives options to that: lie (one value in 16 is wrong), slow, hang, abort, segv, kill (in the first compile), oom (no submit ever works).
 #include <signal.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -9,6 +11,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "plugins/abi/fth_backend.h"
@@ -94,9 +97,17 @@ fth_code compile(fth_device* device, const fth_segment* s, const fth_binding* we
   if (due("compile")) return say(err, FTH_RESOURCE_EXHAUSTED, "out of memory in compile");
   return g_cpu->compile(device, s, weights, n, out, err);
 }
+void touch_what_is_not_there() {
+  auto* const page = static_cast<volatile char*>(::mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  page[0] = 1;
+}
+
 fth_code submit(fth_executable* x, const fth_binding* bindings, uint32_t n, const int64_t* scalars, fth_event** out, fth_error* err) {
   if (g_fault == "oom" || due("submit")) return say(err, FTH_RESOURCE_EXHAUSTED, "out of memory in submit");
   if (g_fault == "throw" || due("throw")) throw std::runtime_error("unguarded in submit");
+  if (due("segv")) ::raise(SIGSEGV);
+  if (due("abort")) std::abort();
+  if (due("thread")) std::thread(touch_what_is_not_there).join();
   if (g_fault == "slow") ::usleep(10000);
   if (g_call == "lost" && (g_left <= 1 || --g_left == 0)) return say(err, FTH_UNAVAILABLE, "the device was lost");
   return g_cpu->submit(x, bindings, n, scalars, out, err);

@@ -45,7 +45,7 @@ EngineOptions options(Lines* log) {
   o.registry.log = Lines::add;
   o.registry.log_self = log;
   o.device = "slow:0";
-  o.start_on_cpu = true;
+  o.start_on_cpu = StartOnCpu::on;
   return o;
 }
 
@@ -111,7 +111,7 @@ TEST(StartOnCpu, SessionsAndEngineMayEndMeanwhile) {
 TEST(StartOnCpu, WithoutItADeviceThatCannotCompileLosesItsWork) {
   Lines log;
   EngineOptions o = options(&log);
-  o.start_on_cpu = false;
+  o.start_on_cpu = StartOnCpu::off;
   const auto engine = Engine::open(o);
   ASSERT_TRUE(engine) << engine.error().message;
   const auto on_slow = [](const Placement& p) { return p.device != 0; };
@@ -122,6 +122,84 @@ TEST(StartOnCpu, WithoutItADeviceThatCannotCompileLosesItsWork) {
   EXPECT_THAT(log.all, HasSubstr("layer.5.attention.t1: slow: no room for it"));
   EXPECT_THAT(log.all, HasSubstr("slow: experts are beyond it"));
   EXPECT_THAT(log.all, HasSubstr("run on cpu from here on"));
+}
+
+bool starts(const EngineOptions& o) {
+  const auto engine = Engine::open(o);
+  EXPECT_TRUE(engine) << engine.error().message;
+  if (!engine) return false;
+  const auto& notes = (*engine)->plan().notes;
+  return std::any_of(notes.begin(), notes.end(), [](const std::string& n) { return n.find("cpu begins while slow:0 compiles") != n.npos; });
+}
+
+TEST(StartOnCpu, ByItselfForAnNpuAndForWhatIsKnownToBeSlow) {
+  Lines log;
+  EngineOptions o = options(&log);
+  o.start_on_cpu = StartOnCpu::automatic;
+  o.plan_only = true;
+  std::vector<std::string> asked;
+  double took = 0;
+  o.compile_times.load = [&](const std::string& key) {
+    asked.push_back(key);
+    return took > 0 ? std::vector<double>{took} : std::vector<double>();
+  };
+  const auto with = [&](const char* kind) { o.registry.device_options = {{"slow", 0, kind, true}}; };
+  with("kind=npu");
+  EXPECT_TRUE(starts(o));
+  EXPECT_TRUE(asked.empty());  // nobody has to know how slow an NPU is
+  with("kind=gpu");
+  EXPECT_FALSE(starts(o));
+  took = 0.9 * kSlowCompile;
+  EXPECT_FALSE(starts(o));
+  took = 1.1 * kSlowCompile;
+  EXPECT_TRUE(starts(o));
+  ASSERT_FALSE(asked.empty());
+  EXPECT_THAT(asked.back(), HasSubstr("compile on slow:0"));
+  o.start_on_cpu = StartOnCpu::off;
+  EXPECT_FALSE(starts(o));
+  // A CPU device compiles on the cores that would stand in for it.
+  o.start_on_cpu = StartOnCpu::automatic;
+  o.registry.device_options.clear();
+  EXPECT_FALSE(starts(o));
+}
+
+// What compiling took is kept for the next start, whether somebody waited for it or not.
+TEST(StartOnCpu, KeepsWhatCompilingTook) {
+  for (const StartOnCpu how : {StartOnCpu::off, StartOnCpu::automatic}) {
+    Lines log;
+    EngineOptions o = options(&log);
+    o.start_on_cpu = how;
+    o.registry.device_options = {{"slow", 0, "kind=npu", true}};
+    std::vector<double> kept;
+    o.compile_times.store = [&](const std::string&, std::span<const double> seconds) { kept.assign(seconds.begin(), seconds.end()); };
+    const auto engine = Engine::open(o);
+    ASSERT_TRUE(engine) << engine.error().message;
+    auto session = (*engine)->new_session();
+    ASSERT_TRUE(session);
+    ASSERT_TRUE(session->prefill(std::vector<int32_t>{1, 2, 3}));
+    for (int i = 0; i < 400 && kept.empty(); ++i) {
+      ASSERT_TRUE(session->decode(4));
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    ASSERT_EQ(kept.size(), 1u);
+    EXPECT_GT(kept[0], 0.1);  // 20 ms for each of the layers
+    EXPECT_LT(kept[0], 60);
+  }
+}
+
+// A short run does not wait for what nobody will use.
+TEST(StartOnCpu, TheEndWaitsForOneCompilationAtMost) {
+  Lines log;
+  EngineOptions o = options(&log);
+  o.registry.device_options = {{"slow", 0, "kind=npu,compile_ms=400", true}};
+  std::chrono::steady_clock::time_point begin;
+  {
+    const auto engine = Engine::open(o);
+    ASSERT_TRUE(engine) << engine.error().message;
+    EXPECT_GE((*engine)->model().config.n_layer, 8);
+    begin = std::chrono::steady_clock::now();
+  }
+  EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), 2.5);  // all of them take more than 3 s
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <cstdlib>
 
 #include "tools/cli/cache_file.h"
+#include "tools/cli/crash_notes.h"
 #include "tools/cli/output.h"
 #include "tools/cli/own_child.h"
 
@@ -106,7 +107,8 @@ std::string self_test_text(const SelfTest& test) {
   return out;
 }
 
-DeviceChecks::DeviceChecks(Options options) : options_(std::move(options)), path_(cache_file("devices.json")) {
+DeviceChecks::DeviceChecks(Options options)
+    : options_(std::move(options)), path_(cache_file("devices.json")), notes_(cache_file("crashed-plugins")) {
   program_ = identity("/proc/self/exe");
   for (const json::value& v : read_entries(path_, kKey)) {
     if (!v.is_object()) continue;
@@ -126,7 +128,20 @@ DeviceChecks::DeviceChecks(Options options) : options_(std::move(options)), path
     }
     entries_[string_of(o, "file")] = std::move(entry);
   }
+  take_notes();
   if (options_.refresh) entries_.clear();
+}
+
+// A plugin that passed its test and ended a run all the same: not loaded until somebody asks for another test, or its file is another one.
+void DeviceChecks::take_notes() {
+  for (const CrashNote& note : take_crash_notes(notes_)) {
+    if (identity(note.file) != note.identity) continue;
+    const std::string what =
+        "it ended a run with " + note.signal + "; it is not loaded until `forethought devices --refresh` tests it again";
+    entries_[note.file] = {note.identity, what, {}};
+    crashed_.push_back(note.file + ": " + what);
+  }
+  if (!crashed_.empty()) keep();
 }
 
 void DeviceChecks::keep() const {
@@ -203,6 +218,7 @@ DeviceCheck DeviceChecks::check(const BackendReport& backend, uint32_t index, co
   DeviceCheck out;
   Entry* const entry = entry_of(backend.path);
   if (entry == nullptr) return out;
+  watch_for_crashes(device.api(), std::filesystem::canonical(backend.path).string(), entry->identity, notes_);
   // Another description is another device or another driver.
   const auto differs = [&] {
     return entry->devices.count(index) == 0 || entry->devices[index].description != utf8_lossy(description_of(device));

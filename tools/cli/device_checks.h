@@ -1,6 +1,6 @@
 #pragma once
 // What is known of the devices behind plugins: tested and timed at their first use, in a process of its own, and kept by plugin file, device, driver and program. The registry asks
-// for it while it opens (core/device/registry.h); a plugin whose test ended that process is never loaded into this one.
+// for it while it opens (core/device/registry.h); a plugin whose test ended that process, or that ended a run, is never loaded into this one.
 
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
@@ -29,6 +29,8 @@ class DeviceChecks {
   DeviceCheck check(const BackendReport& backend, uint32_t index, const Device& device);
   // The kept figures of a device, for `devices`; null: not tested.
   const SelfTest* tested(const BackendReport& backend, uint32_t index) const;
+  // What plugins were left out for since the last start, one sentence each: they ended a run (crash_notes.h).
+  const std::vector<std::string>& crashed() const { return crashed_; }
   const std::filesystem::path& path() const { return path_; }  // of what is kept; empty: nowhere
 
  private:
@@ -45,9 +47,11 @@ class DeviceChecks {
   bool wants_test(const Row& row) const;
   void ask(const std::filesystem::path& file, Entry* entry);
   void keep() const;
+  void take_notes();
 
   Options options_;
-  std::filesystem::path path_;
+  std::filesystem::path path_, notes_;
+  std::vector<std::string> crashed_;
   std::string program_;                   // this program's own file
   std::map<std::string, Entry> entries_;  // by path
 };

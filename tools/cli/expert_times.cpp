@@ -12,8 +12,12 @@ namespace {
 
 namespace json = boost::json;
 
-constexpr std::string_view kFile = "experts.json", kKey = "experts";
 constexpr size_t kMostEntries = 100;
+struct Kept {
+  std::string_view file, key;
+  bool also_busy;  // times of a busy machine, too: whatever slows compiling down is a reason not to wait for it
+};
+constexpr Kept kExperts{"experts.json", "experts", false}, kCompile{"compile.json", "compile", true};
 
 bool is_of(const json::value& entry, const std::string& key) {
   const json::object* const o = entry.if_object();
@@ -21,8 +25,8 @@ bool is_of(const json::value& entry, const std::string& key) {
   return k != nullptr && k->is_string() && std::string_view(k->get_string()) == key;
 }
 
-std::vector<double> load(const std::string& key) {
-  for (const json::value& entry : read_entries(cache_file(kFile), kKey)) {
+std::vector<double> load(const Kept& kept, const std::string& key) {
+  for (const json::value& entry : read_entries(cache_file(kept.file), kept.key)) {
     if (!is_of(entry, key)) continue;
     const json::value* const seconds = entry.get_object().if_contains("seconds");
     std::vector<double> out;
@@ -33,14 +37,19 @@ std::vector<double> load(const std::string& key) {
   return {};
 }
 
-// A busy machine's times are not kept: the next start takes its own.
-void store(const std::string& key, std::span<const double> seconds) {
-  if (machine_is_busy()) return;
-  json::array entries = read_entries(cache_file(kFile), kKey);
+// A busy machine's times of experts are not kept: the next start takes its own.
+void store(const Kept& kept, const std::string& key, std::span<const double> seconds) {
+  if (!kept.also_busy && machine_is_busy()) return;
+  json::array entries = read_entries(cache_file(kept.file), kept.key);
   for (auto it = entries.begin(); it != entries.end();) it = is_of(*it, key) ? entries.erase(it) : it + 1;
   while (entries.size() >= kMostEntries) entries.erase(entries.begin());
   entries.push_back({{"key", key}, {"seconds", json::array(seconds.begin(), seconds.end())}});
-  write_entries(cache_file(kFile), kKey, entries);
+  write_entries(cache_file(kept.file), kept.key, entries);
+}
+
+KeptExpertTimes kept_in(const Kept& kept) {
+  return {[&kept](const std::string& key) { return load(kept, key); },
+          [&kept](const std::string& key, std::span<const double> seconds) { store(kept, key, seconds); }};
 }
 
 std::string device_name(const Engine& engine, size_t candidate) {
@@ -49,7 +58,8 @@ std::string device_name(const Engine& engine, size_t candidate) {
 
 }  // namespace
 
-KeptExpertTimes kept_expert_times() { return {load, store}; }
+KeptExpertTimes kept_expert_times() { return kept_in(kExperts); }
+KeptExpertTimes kept_compile_times() { return kept_in(kCompile); }
 
 std::string expert_choice_text(const Engine& engine) {
   const ExpertChoice& choice = engine.expert_choice();

@@ -9,6 +9,8 @@
 namespace fth::cli {
 
 KeptExpertTimes kept_expert_times();
+// Seconds that devices took to compile a model, in compile.json.
+KeptExpertTimes kept_compile_times();
 // The crossover of `forethought plan`: time by rows of an expert, and what each bucket uses; empty when there was nothing to choose.
 std::string expert_choice_text(const Engine& engine);
 boost::json::object expert_choice_json(const Engine& engine);

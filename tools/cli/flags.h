@@ -32,7 +32,7 @@ struct EngineFlags : DeviceFlags {
   std::vector<std::string> overrides, places;
   int64_t ctx = 0, ubatch = 0;  // ubatch 0: the planner chooses
   std::string ram, vram, device;
-  bool start_on_cpu = false;
+  std::string start_on_cpu = "auto";
   std::string kv_type = "f16", kv_place = "auto", kv_directory;
   // Experts streamed from storage: docs/memory.md.
   std::string experts = "auto", reader = "auto", policy = "auto";

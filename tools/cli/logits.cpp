@@ -37,6 +37,7 @@ void describe(LogitsFlags& f, po::options_description& options) {
       ("out", po::value(&f.out)->value_name("FILE"), "where the logits go")                               //
       ("last", po::value(&f.last)->value_name("N"), "only the last N positions (default: all)")           //
       ("dump", po::value(&f.dumps)->value_name("NAME,..."), "values inside the pass; * matches any characters (may be repeated)");
+  f.engine.start_on_cpu = "off";  // what is measured does not depend on when a device is ready
   add_engine(f.engine, options);
   add_common(f, options);
 }

@@ -219,7 +219,9 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   out.kv.dtype = *kv;
   out.cpu_only = flags.cpu_only;
   out.device = flags.device;
-  out.start_on_cpu = flags.start_on_cpu;
+  if (flags.start_on_cpu != "auto" && flags.start_on_cpu != "on" && flags.start_on_cpu != "off")
+    return fail(Code::invalid_argument, "--start-on-cpu=" + flags.start_on_cpu + ": must be auto, on or off");
+  out.start_on_cpu = flags.start_on_cpu == "on" ? StartOnCpu::on : flags.start_on_cpu == "off" ? StartOnCpu::off : StartOnCpu::automatic;
   out.bytes_per_second = profile.bytes_per_second;
   return out;
 }
@@ -285,6 +287,8 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   if (!options.device.empty()) checking.named.push_back(options.device);
   for (const PlacementRule& rule : options.rules) checking.named.push_back(rule.device);
   out.checks = std::make_unique<DeviceChecks>(std::move(checking));
+  if (!common.quiet)
+    for (const std::string& line : out.checks->crashed()) say("forethought: " + printable(line));
   FTH_ASSIGN_OR_RETURN(options, engine_options(flags, out.profile, *out.log, out.checks.get()));
   out.runs = std::make_unique<SegmentRuns>(options.registry.n_threads, options.registry.cpu_options,
                                            options.device.empty() && options.rules.empty() ? IfUnknown::measure : IfUnknown::leave);
@@ -297,6 +301,7 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   options.model = out.model;
   options.plan_only = depth == Depth::plan_only;
   options.expert_times = kept_expert_times();
+  options.compile_times = kept_compile_times();
   // Also where nothing is streamed, if it is known: a sweep asks for it.
   out.storage = tune(options.stream, flags, out.model, measure,
                      flags.wants_storage || may_stream(options, out.model) ? IfUnknown::measure : IfUnknown::leave);

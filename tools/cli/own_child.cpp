@@ -40,20 +40,19 @@ class Fd {
   int fd_;
 };
 
-// "SIGSEGV (Segmentation fault)".
-std::string signal_name(int number) {
-  const char* const known = ::sigabbrev_np(number);
-  const char* const about = ::sigdescr_np(number);
-  if (known == nullptr) return text("signal %d", number);
-  return "SIG" + std::string(known) + (about == nullptr ? "" : " (" + std::string(about) + ")");
-}
-
 std::string how_it_ended(int status) {
   if (WIFSIGNALED(status)) return "ended with " + signal_name(WTERMSIG(status));
   return WEXITSTATUS(status) == 0 ? std::string() : text("ended with exit code %d", WEXITSTATUS(status));
 }
 
 }  // namespace
+
+std::string signal_name(int number) {
+  const char* const known = ::sigabbrev_np(number);
+  const char* const about = ::sigdescr_np(number);
+  if (known == nullptr) return text("signal %d", number);
+  return "SIG" + std::string(known) + (about == nullptr ? "" : " (" + std::string(about) + ")");
+}
 
 ChildAnswer ask_child(const std::vector<std::string>& args, std::string_view input, double seconds) {
   ChildAnswer out;

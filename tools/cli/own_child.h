@@ -13,6 +13,8 @@ struct ChildAnswer {
   bool timed_out = false;  // it was ended after `seconds`
 };
 
+std::string signal_name(int number);  // "SIGSEGV (Segmentation fault)"
+
 inline constexpr int kAnswerFd = 3;  // where the child writes its answer; its standard output and error go nowhere
 
 // Runs `forethought ARGS` with `input` on its standard input and waits for its answer and its end. A child that has not ended after `seconds` is killed.

@@ -32,6 +32,7 @@ struct PerplexityFlags : CommonFlags {
 void describe(PerplexityFlags& f, po::options_description& options) {
   options.add_options()("prompt,p", po::value(&f.prompt.prompt)->value_name("TEXT"), "the text")  //
       ("file,f", po::value(&f.prompt.file)->value_name("FILE"), "read the text from a file, or from standard input with -");
+  f.engine.start_on_cpu = "off";  // what is measured does not depend on when a device is ready
   add_engine(f.engine, options);
   add_common(f, options, "print one JSON object");
 }

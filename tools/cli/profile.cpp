@@ -46,6 +46,7 @@ void describe(ProfileFlags& f, po::options_description& options) {
        "also measure devices that would be refused for another reason than being software")                                       //
       ("trace", po::value(&f.trace)->value_name("FILE"), "write what ran when, for a trace viewer (Perfetto, chrome://tracing)")  //
       ("html", po::value(&f.html)->value_name("FILE"), "write a report as one HTML page");
+  f.engine.start_on_cpu = "off";  // what is measured does not depend on when a device is ready
   add_engine(f.engine, options);
   add_common(f, options, "print one JSON object");
 }
