@@ -22,7 +22,8 @@ constexpr double kBytesPerSecondPerCore = 8e9;
 constexpr uint32_t kCoresThatFillMemory = 4;  // more cores than this share the same memory
 double flops_per_core(std::string_view table) {
   constexpr std::pair<std::string_view, double> kEstimates[] = {{"avx2", 100e9},     {"avx512", 160e9},      {"avx512_vnni", 300e9},
-                                                                {"avx_vnni", 180e9}, {"neon_dotprod", 30e9}, {"generic", 2e9}};
+                                                                {"avx_vnni", 180e9}, {"neon_dotprod", 30e9}, {"neon_i8mm", 38e9},
+                                                                {"generic", 2e9}};
   for (const auto& [name, flops] : kEstimates)
     if (name == table) return flops;
   return 2e9;

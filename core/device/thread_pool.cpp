@@ -76,14 +76,28 @@ struct ThreadPool::Impl {
   uint64_t n_loops = 0;  // under `caller`
   std::vector<std::thread> workers;
 
-  // Runs indices until none is left; returns how many.
+  // Whether a thread that ran `ran` indices while `taken` were taken in all had better leave the rest, `rest` >= 1 of them, to the others: they would be done
+  // with all of it before this thread with one (a slow core of a hybrid processor, or one that another process shares). What they took, less the one that
+  // each may be at, over what this one ran is how much faster they are; expected from now on, in their time for an index: rest / others + 1 - 1 / (2 others).
+  // The one that ran most never leaves, as it needs others that ran more: every index has its thread.
+  bool leaves_rest(uint64_t ran, uint64_t taken, uint64_t rest) const {
+    const uint64_t others = workers.size(), theirs = taken - ran;
+    return theirs > others && 2 * (theirs - others) > ran * (2 * rest + 2 * others - 1);
+  }
+
+  // Runs indices until none is left for this thread; returns how many.
   uint32_t drain(uint32_t thread) {
     uint32_t ran = 0;
     int64_t begin = -1;
-    while (left.load(std::memory_order_relaxed) > kNone) {
+    uint64_t first = 0;  // what the first claim saw
+    for (uint64_t now; (now = left.load(std::memory_order_relaxed)) > kNone;) {
+      if (ran > 0 && leaves_rest(ran, first - now, now - kNone)) break;
       const uint64_t seen = left.fetch_sub(1, std::memory_order_acq_rel);
       if (seen <= kNone) break;
-      if (ran == 0 && thread > 0 && recorder != nullptr) begin = Recorder::now();
+      if (ran == 0) {
+        first = seen;
+        if (thread > 0 && recorder != nullptr) begin = Recorder::now();
+      }
       body(arg, n - static_cast<uint32_t>(seen - kNone));
       ++ran;
     }

@@ -115,6 +115,43 @@ TEST(ThreadPool, UnevenWorkIsTakenAsThreadsComeFree) {
   EXPECT_EQ(seen_at_end, 49);
 }
 
+// In counted time, so that what else runs on the machine does not matter: an index on the worker lasts as long as eight on the caller. The worker must not
+// take one of the last, which the caller would then wait for.
+TEST(ThreadPool, ASlowThreadLeavesTheLastIndicesToTheOthers) {
+  constexpr int kSlow = 8;
+  ThreadPool pool(2);
+  const std::thread::id caller = std::this_thread::get_id();
+  int by_worker = 0, worst = 0;
+  for (int n = 48; n < 80; ++n) {
+    std::atomic<int> credit{0}, done{0},
+        started{0};  // caller's indices until the worker's ends; indices done by the caller; started by the worker
+    bool gone = false;
+    run(pool, static_cast<uint32_t>(n), [&](uint32_t) {
+      const auto start = Clock::now();
+      if (std::this_thread::get_id() == caller) {
+        // Nothing tells that the worker has left. If it was only held up it looks slower still.
+        while (!gone && credit.load() == 0 && us_since(start) < 50e3) std::this_thread::yield();
+        if (credit.load() > 0) {
+          --credit;
+        } else {
+          gone = true;
+        }
+        ++done;
+        return;
+      }
+      ++started;
+      credit = kSlow;
+      while (credit.load() > 0 && done.load() + started.load() < n && us_since(start) < 10e6) std::this_thread::yield();
+      worst = std::max(worst, credit.exchange(0));
+      ++by_worker;
+    });
+    EXPECT_EQ(done + started, n);
+  }
+  std::printf("%d indices on the slow thread, which was waited for %d indices long at most\n", by_worker, worst);
+  EXPECT_GE(by_worker, 32 * 3);  // of 5 to 8 in each loop: it works
+  EXPECT_LE(worst, 3);           // 7 if it takes whatever is left
+}
+
 TEST(ThreadPool, WorkersAreNamed) {
   ThreadPool pool(2);
   std::atomic<bool> named{false};

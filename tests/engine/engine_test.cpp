@@ -129,7 +129,7 @@ TEST(Engine, PrefillInAnyPiecesAndThreadsGivesTheSameBitsAsDecoding) {
 
 TEST(Engine, EveryInstructionSetGivesTheSameText) {
   int ran = 0;
-  for (const char* isa : {"generic", "avx2", "avx512", "avx512_vnni", "avx_vnni", "neon_dotprod"}) {
+  for (const char* isa : {"generic", "avx2", "avx512", "avx512_vnni", "avx_vnni", "neon_dotprod", "neon_i8mm"}) {
     EngineOptions o = options();
     o.registry.cpu_options = std::string("isa=") + isa;
     auto engine = Engine::open(o);

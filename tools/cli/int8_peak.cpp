@@ -65,22 +65,26 @@ bool has_avx_vnni() {  // CPUID leaf 7, subleaf 1, EAX bit 4; the compiler's own
 
 #elif defined(__aarch64__)
 
-// Written out: the intrinsic exists only in files that are compiled for it.
+// Written out: the intrinsics exist only in files that are compiled for them.
 #if defined(__clang__)
-[[gnu::target("dotprod")]]
+#define FTH_TARGET(extension) [[gnu::target(extension)]]
 #else
-[[gnu::target("arch=armv8.2-a+dotprod")]]
+#define FTH_TARGET(extension) [[gnu::target("arch=armv8.2-a+" extension)]]
 #endif
-int32_t
-run_sdot(int64_t rounds) {
-  int32x4_t sums[kSums];
-  for (int32x4_t& s : sums) s = vdupq_n_s32(0);
-  const int8x16_t left = vdupq_n_s8(2), right = vdupq_n_s8(3);
-  for (int64_t r = 0; r < rounds; ++r)
-    for (int32x4_t& s : sums) asm volatile("sdot %0.4s, %1.16b, %2.16b" : "+w"(s) : "w"(left), "w"(right));
-  for (size_t i = 1; i < kSums; ++i) sums[0] = vaddq_s32(sums[0], sums[i]);
-  return vgetq_lane_s32(sums[0], 0);
-}
+#define FTH_PEAK_LOOP(name, instruction, extension)                                                                    \
+  FTH_TARGET(extension) int32_t name(int64_t rounds) {                                                                 \
+    int32x4_t sums[kSums];                                                                                             \
+    for (int32x4_t & s : sums) s = vdupq_n_s32(0);                                                                     \
+    const int8x16_t left = vdupq_n_s8(2), right = vdupq_n_s8(3);                                                       \
+    for (int64_t r = 0; r < rounds; ++r)                                                                               \
+      for (int32x4_t & s : sums) asm volatile(instruction " %0.4s, %1.16b, %2.16b" : "+w"(s) : "w"(left), "w"(right)); \
+    for (size_t i = 1; i < kSums; ++i) sums[0] = vaddq_s32(sums[0], sums[i]);                                          \
+    return vgetq_lane_s32(sums[0], 0);                                                                                 \
+  }
+FTH_PEAK_LOOP(run_sdot, "sdot", "dotprod")
+FTH_PEAK_LOOP(run_smmla, "smmla", "i8mm")
+#undef FTH_PEAK_LOOP
+#undef FTH_TARGET
 
 #endif
 
@@ -110,7 +114,9 @@ const Int8Loop& int8_loop() {
   if (__builtin_cpu_supports("avx2") != 0) return has_avx_vnni() ? kAvxVnni : kAvx2;
 #elif defined(__aarch64__)
   static constexpr Int8Loop kSdot{"neon: sdot", kSums * 2 * 16, run_sdot};
-  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP
+  static constexpr Int8Loop kSmmla{"neon: smmla", kSums * 2 * 32, run_smmla};
+  constexpr unsigned long kAsimdDp = 1ul << 20, kI8mm = 1ul << 13;  // HWCAP_ASIMDDP, HWCAP2_I8MM
+  if ((getauxval(AT_HWCAP2) & kI8mm) != 0) return kSmmla;
   if ((getauxval(AT_HWCAP) & kAsimdDp) != 0) return kSdot;
 #endif
   return kPortable;

@@ -58,6 +58,19 @@ const char* refuse_avx512_vnni(const Features& f) {
   return refuse_avx512(f);
 }
 
+#elif defined(__aarch64__)
+
+const char* refuse_dotprod() {
+  constexpr unsigned long kAsimdDotProduct = 1UL << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kAsimdDotProduct) ? nullptr : "the kernel reports no asimddp (dot product)";
+}
+
+const char* refuse_i8mm() {
+  constexpr unsigned long kI8mm = 1UL << 13;  // HWCAP2_I8MM
+  if (!(getauxval(AT_HWCAP2) & kI8mm)) return "the kernel reports no i8mm (matrix products of bytes)";
+  return refuse_dotprod();
+}
+
 #endif
 
 }  // namespace
@@ -71,10 +84,7 @@ size_t kernel_choices(const KernelChoice** out) {
                                          {&kAvx2, refuse_avx2(features)},
                                          {&kGeneric, nullptr}};
 #elif defined(__aarch64__)
-  constexpr unsigned long kAsimdDotProduct = 1UL << 20;  // HWCAP_ASIMDDP
-  static const KernelChoice choices[] = {
-      {&kNeonDotprod, (getauxval(AT_HWCAP) & kAsimdDotProduct) ? nullptr : "the kernel reports no asimddp (dot product)"},
-      {&kGeneric, nullptr}};
+  static const KernelChoice choices[] = {{&kNeonI8mm, refuse_i8mm()}, {&kNeonDotprod, refuse_dotprod()}, {&kGeneric, nullptr}};
 #else
   static const KernelChoice choices[] = {{&kGeneric, nullptr}};
 #endif

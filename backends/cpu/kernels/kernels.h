@@ -146,6 +146,7 @@ extern const KernelTable kAvx512;      // AVX-512 F, BW, DQ, VL
 extern const KernelTable kAvx512Vnni;  // the same and VNNI
 #elif defined(__aarch64__)
 extern const KernelTable kNeonDotprod;  // ARMv8.2 dotprod
+extern const KernelTable kNeonI8mm;     // the same and ARMv8.6 i8mm
 #endif
 
 // One row of `forethought devices -v`.
