@@ -51,8 +51,10 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("vram", value(&flags.vram, "SIZE"), "most memory to use on each device that has its own")                              //
       ("device", value(&flags.device, "NAME"), "use this device, and the CPU only for what it refuses")                       //
       ("start-on-cpu", po::bool_switch(&flags.start_on_cpu),
-       "let the CPU begin while a device compiles; it takes over when it is ready")                                         //
-      ("place", value(&flags.places, "RULE"), "pin segments, such as 'layer.*.attention=vulkan:0' (may be repeated)")       //
+       "let the CPU begin while a device compiles; it takes over when it is ready")  //
+      ("overlap", value(&flags.overlap, "WHEN"),
+       "on: a device's attention of one part of a prompt runs beside the CPU's experts of another; off: in turn, to compare (default: on)")(
+          "place", value(&flags.places, "RULE"), "pin segments, such as 'layer.*.attention=vulkan:0' (may be repeated)")    //
       ("override", value(&flags.overrides, "KEY=VALUE"), "replace a value of the model file, such as context_length=8192")  //
       ("lm-head", value(&flags.lm_head, "HOW"),
        "exact, or screened: a plane of 2 bits a weight says which logits can matter to the sampler (default: exact)")  //
