@@ -15,7 +15,7 @@ from program import DONE, FAILED, TINY, USAGE, measured_cache, program_path
 
 BUILD = pathlib.Path(os.environ["FTH_BUILD_DIR"])
 BESIDE = (BUILD / "tests/fake_plugins/libfth_beside.so").resolve()
-SLOW_CPU = ("--cpu-isa", "generic", "--threads", "1", "--ctx", "2048")
+SLOW_CPU = ("--cpu-isa", "generic", "--threads", "1", "--ctx", "1024")
 
 
 class Placement(unittest.TestCase):
@@ -82,7 +82,7 @@ class Placement(unittest.TestCase):
         # Another program, shape or device knows nothing of it.
         other = json.loads(self.run_it("plan", "-m", TINY, "--json", *SLOW_CPU, "--kv-type", "q8_0").stdout)
         self.assertFalse(any(p["by_profile"] for p in other["placements"] if p["kind"] == "attention"))
-        other = json.loads(self.run_it("plan", "-m", TINY, "--json", "--ctx", 2048, "--threads", 2).stdout)
+        other = json.loads(self.run_it("plan", "-m", TINY, "--json", "--ctx", 1024, "--threads", 2).stdout)
         self.assertFalse(any(p["by_profile"] for p in other["placements"]))
 
 

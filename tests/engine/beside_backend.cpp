@@ -1,7 +1,7 @@
 // The cpu backend behind two devices of their own memory, beside:0 and beside:1, each with a thread: submit returns at once, and copies queue behind what runs, as behind a
 // driver's queue. Options: launch_us=N and row_us=N, for known speeds, are what a run takes at least and what it takes for each row beyond that; fail_run=N makes the N-th run fail
-// when it is waited for. FTH_BESIDE in the environment has options of beside:1 for those who give it none, such as self-tests. beside_runs() hands out when runs began and
-// ended, for tests that ask what ran at once.
+// when it is waited for. FTH_BESIDE in the environment has options of beside:1 for those who give it none, such as self-tests. beside_runs() hands out when runs were
+// queued and ended, for tests that ask what was under way at once.
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -52,11 +52,13 @@ class Queue {
     const fth_binding* bindings = nullptr;
     uint32_t n_bindings = 0;
     const int64_t* scalars = nullptr;
+    Clock::time_point begin;  // queued
   };
   fth_code submit(const Job& job, fth_error* err) {
     const std::lock_guard lock(mutex_);
     if (state_ != State::idle) return say(err, FTH_FAILED_PRECONDITION, "submitted while another run had not been waited for");
     job_ = job;
+    job_.begin = Clock::now();
     std::memcpy(scalars_, job.scalars, sizeof scalars_);
     state_ = State::runs;
     changed_.notify_all();
@@ -86,17 +88,17 @@ class Queue {
       changed_.wait(lock, [this] { return ends_ || state_ == State::runs; });
       if (ends_) return;
       lock.unlock();
-      const auto begin = Clock::now();
       fth_event* event = nullptr;
       fth_error error{};
       fth_code code = g_cpu->submit(job_.executable, job_.bindings, job_.n_bindings, scalars_, &event, &error);
       if (code == FTH_OK) code = g_cpu->wait(event, &error);
       if (--fail_run == 0) code = say(&error, FTH_UNAVAILABLE, "the device was lost");
-      std::this_thread::sleep_until(begin + std::chrono::microseconds(launch_us + row_us * scalars_[FTH_SCALAR_TOKENS]));
+      std::this_thread::sleep_until(job_.begin + std::chrono::microseconds(launch_us + row_us * scalars_[FTH_SCALAR_TOKENS]));
       const auto end = Clock::now();
       {
         const std::lock_guard runs(g_runs_mutex);
-        g_runs.push_back({begin.time_since_epoch() / std::chrono::nanoseconds(1), end.time_since_epoch() / std::chrono::nanoseconds(1)});
+        g_runs.push_back(
+            {job_.begin.time_since_epoch() / std::chrono::nanoseconds(1), end.time_since_epoch() / std::chrono::nanoseconds(1)});
       }
       lock.lock();
       code_ = code;
@@ -210,7 +212,7 @@ void release(fth_executable* x) {
 }
 fth_code submit(fth_executable* x, const fth_binding* bindings, uint32_t n, const int64_t* scalars, fth_event** out, fth_error* err) {
   const auto queue = queue_of(x);
-  const fth_code code = queue->submit({x, bindings, n, scalars}, err);
+  const fth_code code = queue->submit({x, bindings, n, scalars, {}}, err);
   if (code == FTH_OK) *out = reinterpret_cast<fth_event*>(queue.get());
   return code;
 }

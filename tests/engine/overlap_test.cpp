@@ -183,7 +183,7 @@ TEST(Overlap, FewerSlotsThanTwoLayersTakeTurnsAndSaySo) {
 TEST(Overlap, TheSecondActivationsAreInTheBudgetOrThereAreNone) {
   EngineOptions o = options(true);
   o.plan_only = true;
-  o.n_ctx = 2048;
+  o.n_ctx = 1024;
   o.ubatch = 512;
   o.experts = ExpertPlacement::resident;
   const auto roomy = Engine::open(o);
