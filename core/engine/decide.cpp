@@ -45,29 +45,37 @@ double Engine::Impl::expected_decode_seconds() const {
 }
 
 void Engine::Impl::measure_choices() {
-  if (!options.measure || options.cpu_only) return;
+  if (!options.measure) return;
   const auto named = [&](const std::string& name) {
     return options.device == name ||
            std::any_of(options.rules.begin(), options.rules.end(), [&](const auto& r) { return r.device == name; });
   };
   const std::span<DeviceEntry> devices = registry->devices();
   std::vector<size_t> candidates = {0};
-  for (size_t d = 1; d < devices.size(); ++d)
+  for (size_t d = 1; d < devices.size() && !options.cpu_only; ++d)
     if (!devices[d].check.wrong && (devices[d].refusal.empty() || named(devices[d].device.name()))) candidates.push_back(d);
-  if (candidates.size() == 1) return;  // nothing to choose between
   // The costs of decoding and of a whole prefill step are what plans are compared by.
-  std::map<std::string, Segment> wanted;
-  const auto want = [&](SegmentKind kind, int64_t layer, int64_t bucket) {
-    const Estimates& of = estimates_of(kind, layer, bucket);
-    if (wanted.count(of.shape) == 0) wanted.emplace(of.shape, build(kind, layer, bucket, Variant::plain));
+  using Wanted = std::map<std::string, Segment>;
+  Wanted choices, others;
+  const bool choose = candidates.size() > 1;
+  const auto want = [&](SegmentKind kind, int64_t layer) {
+    const bool paged = kind == SegmentKind::attention && kv_in_pages(model->layers[static_cast<size_t>(layer)], shapes);
+    const bool placed_freely = (kind == SegmentKind::attention && !paged) || kind == SegmentKind::head;
+    for (const int64_t bucket : {int64_t{1}, shapes.max_bucket}) {
+      if (bucket > 1 && kind == SegmentKind::head) break;
+      const std::string& shape = estimates_of(kind, layer, bucket).shape;
+      Wanted& to = choose && placed_freely ? choices : others;
+      if (to.count(shape) == 0) to.emplace(shape, build(kind, layer, bucket, Variant::plain));
+    }
   };
+  want(SegmentKind::embed, -1);
   for (int64_t layer = 0; layer < model->config.n_layer; ++layer) {
-    if (kv_in_pages(model->layers[static_cast<size_t>(layer)], shapes)) continue;
-    want(SegmentKind::attention, layer, 1);
-    want(SegmentKind::attention, layer, shapes.max_bucket);
+    want(SegmentKind::attention, layer);
+    if (!model->config.is_sparse()) continue;
+    for (const SegmentKind kind : {SegmentKind::router, SegmentKind::experts, SegmentKind::combine}) want(kind, layer);
   }
-  want(SegmentKind::head, -1, 1);
-  for (const size_t d : candidates) {
+  want(SegmentKind::head, -1);
+  const auto ask = [&](size_t d, const Wanted& wanted, IfUnmeasured how) {
     std::vector<fth_segment> segments;
     std::vector<const std::string*> names;
     for (const auto& [shape, segment] : wanted) {
@@ -75,10 +83,14 @@ void Engine::Impl::measure_choices() {
       segments.push_back(segment.view());
       names.push_back(&shape);
     }
-    if (segments.empty()) continue;
-    std::vector<double> seconds = options.measure(*registry, d, segments);
-    seconds.resize(segments.size());
-    for (size_t i = 0; i < segments.size(); ++i) measured_runs[{d, *names[i]}] = seconds[i];
+    if (segments.empty()) return;
+    std::vector<SegmentRun> runs = options.measure(*registry, d, segments, how);
+    runs.resize(segments.size());
+    for (size_t i = 0; i < segments.size(); ++i) measured_runs[{d, *names[i]}] = runs[i];
+  };
+  for (const size_t d : candidates) {
+    ask(d, choices, IfUnmeasured::measure);
+    ask(d, others, IfUnmeasured::leave);
   }
 }
 
@@ -129,20 +141,23 @@ Result<> Engine::Impl::decide() {
     choice.ubatch = kBuckets[b];
     outcome = decide_with(choice.ubatch);
     if (!outcome && outcome.error().code != Code::resource_exhausted) return outcome;
-    if (outcome && !streamed()) {
+    const bool all_fit = outcome && !streamed();
+    const bool resident_before = !choices.empty() && choices[0].fits && choices[0].slots == 0;
+    if (all_fit && (choices.empty() ? !smaller_steps_may_pay() : !resident_before)) {
       if (!choices.empty()) plan.notes.push_back("prefill in steps of " + std::to_string(options.ubatch) + " tokens: all experts fit then");
       return outcome;
     }
     if (b > 0 && options.n_ctx <= kBuckets[b - 1]) continue;  // the next smaller bucket makes the same steps
-    choice.fits = outcome.has_value();
+    choice.fits = outcome.has_value() && (!resident_before || plan.overlap);
     if (choice.fits) {
       choice.slots = plan.expert_slots;
+      // With all experts at hand larger steps lose only where two could be under way at once, and a usual prompt is one.
       FTH_ASSIGN_OR_RETURN(const uint64_t bytes, ExpertStore::slot_bytes(expert_source(*model)));
       const StorageSpeed storage = storage_of(options.stream);
       choice.decode_s = static_cast<double>(kJobDecode) * expected_decode_seconds();
-      choice.prompt_s = predict_prompt_seconds(
-          {std::min(kJobPrompt, options.n_ctx), options.ubatch, plan.step_seconds, c.n_layer, plan.expert_slots, bytes},
-          assumed_popularity(c.n_expert, c.top_k), storage);
+      choice.prompt_s = predict_prompt_seconds({std::min(kJobPrompt, options.n_ctx), options.ubatch, plan.step_seconds, c.n_layer,
+                                                plan.expert_slots, bytes, plan.overlap_seconds},
+                                               assumed_popularity(c.n_expert, c.top_k), storage);
     }
     choices.push_back(choice);
   }
@@ -151,9 +166,10 @@ Result<> Engine::Impl::decide() {
   FTH_RETURN_IF_ERROR(decide_with(choices[best].ubatch));
   if (best > 0)
     plan.notes.push_back("prefill in steps of " + std::to_string(options.ubatch) + " tokens: " +
-                         (choices[0].fits ? "larger steps would leave fewer expert slots (" + std::to_string(plan.expert_slots) + ", not " +
-                                                std::to_string(choices[0].slots) + ")"
-                                          : std::string("larger ones do not fit")) +
+                         (plan.overlap && !streamed() ? std::string("two of them at once, one's attention beside the other's experts")
+                          : choices[0].fits ? "larger steps would leave fewer expert slots (" + std::to_string(plan.expert_slots) +
+                                                  ", not " + std::to_string(choices[0].slots) + ")"
+                                            : std::string("larger ones do not fit")) +
                          "; --ubatch overrules it");
   return {};
 }

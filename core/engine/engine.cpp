@@ -22,8 +22,8 @@ constexpr double kCopyCall = 5e-6;
 
 // What a segment on a device with memory of its own copies beyond the stream on its way in and out, which the planner prices itself: a sparse layer's attention hands y to combine and h to
 // the experts, the head hands over logits.
-double more_copies(SegmentKind kind, const Config& c, double bytes_per_second) {
-  const auto bytes = static_cast<double>(sizeof(float)) * static_cast<double>(kind == SegmentKind::head ? c.n_vocab : c.n_embd);
+double more_copies(SegmentKind kind, const Config& c, double bytes_per_second, int64_t rows) {
+  const auto bytes = static_cast<double>(sizeof(float)) * static_cast<double>(kind == SegmentKind::head ? c.n_vocab : c.n_embd * rows);
   if (kind == SegmentKind::attention && !c.is_sparse()) return 0;
   return (kind == SegmentKind::head ? 2 : 3) * kCopyCall + (bytes_per_second > 0 ? bytes / bytes_per_second : 0);
 }
@@ -280,6 +280,8 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
     p.copy_bytes_per_second = copy_speed[d];
     p.refusal = entry.refusal;
     p.wrong = entry.check.wrong;
+    p.beside_cpu = works_beside_cpu(d);
+    p.fixed_bytes = activation_bytes(*this).all;
     devices.push_back(std::move(p));
   }
 
@@ -287,14 +289,14 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
   std::vector<PlanSegment> segments;
   stand_in_workspace = 0;
   uint64_t experts = 0;
-  const uint64_t stream = static_cast<uint64_t>(c.n_embd) * sizeof(float);
+  const uint64_t stream_bytes = static_cast<uint64_t>(c.n_embd) * sizeof(float);
   const auto add = [&](SegmentKind kind, int64_t layer) {
     PlanSegment s;
     s.kind = kind;
     s.layer = layer;
     s.name = (layer < 0 ? std::string() : "layer." + std::to_string(layer) + ".") + std::string(name(kind));
     s.host_only = kind != SegmentKind::attention && kind != SegmentKind::head;
-    s.in_bytes = s.out_bytes = stream;
+    s.in_bytes = s.out_bytes = stream_bytes;
     std::string only_host;  // why no other device may run it
     if (kind == SegmentKind::attention) {
       const Layer& l = model->layers[static_cast<size_t>(layer)];
@@ -324,15 +326,17 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
           continue;
         }
         const auto run = measured_runs.find({d, of.shape});
-        const bool measured = run != measured_runs.end() && run->second > 0;
-        const double seconds = measured ? run->second : estimate->seconds;
+        const bool measured = run != measured_runs.end() && run->second.seconds > 0;
+        const double seconds = measured ? run->second.seconds : estimate->seconds;
         if (bucket == 1) {
           cost.supported = true;
-          cost.seconds = seconds + (devices[d].host_memory ? 0 : more_copies(kind, c, devices[d].copy_bytes_per_second));
+          cost.seconds = seconds + (devices[d].host_memory ? 0 : more_copies(kind, c, devices[d].copy_bytes_per_second, 1));
           cost.measured = measured;
+          cost.by_profile = measured && run->second.by_profile;
         }
         if (bucket == shapes.max_bucket && kind != SegmentKind::head)
-          cost.step_seconds = seconds * static_cast<double>(options.ubatch) / static_cast<double>(bucket);
+          cost.step_seconds = seconds * static_cast<double>(options.ubatch) / static_cast<double>(bucket) +
+                              (devices[d].host_memory ? 0 : more_copies(kind, c, devices[d].copy_bytes_per_second, options.ubatch));
         cost.workspace_bytes = std::max(cost.workspace_bytes, estimate->workspace_bytes);
         cost.resident_bytes += estimate->resident_bytes;
       }
@@ -362,6 +366,7 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
     }
   }
   add(SegmentKind::head, -1);
+  set_hidden_seconds(&segments);
   // Tied: the table is one and the same.
   const bool tied = model->output.data == model->token_embd.data;
   if (tied) segments.front().weight_bytes = 0;
@@ -377,8 +382,13 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
   p.n_ctx = options.n_ctx;
   p.ubatch = options.ubatch;
   if (program_bytes == 0) program_bytes = resident_memory() + kProgramSlack;
-  const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand) {
-    std::vector<Arena> fixed = {{"program", "ram", program_bytes}, {"activations", "ram", activation_bytes(*this)}};
+  weigh_prompts(&p);
+  const ActivationBytes activations = activation_bytes(*this);
+  const auto plan_with = [&](const char* what, uint64_t expert_arena, bool embedding_on_demand, bool overlap) {
+    std::vector<Arena> fixed = {{"program", "ram", program_bytes}, {"activations", "ram", activations.touched}};
+    if (overlap) fixed.push_back({kSecondActivations, "ram", activations.earlier});
+    for (PlanDevice& d : devices) d.fixed_bytes = activations.all + (overlap ? activations.earlier : 0);
+    p.overlap = overlap;
     if (stand_in_workspace > 0) fixed.push_back({"workspace of the cpu, to start on", "ram", stand_in_workspace});
     if (expert_arena > 0) fixed.push_back({what, "ram", expert_arena});
     add_expert_workspaces(&fixed);
@@ -393,31 +403,46 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
   };
   if (options.experts == ExpertPlacement::streamed && !c.is_sparse())
     return fail(Code::invalid_argument, "experts cannot be streamed: the model is dense and has none");
-  auto whole = plan_with("experts", experts, false);
   const bool may_stream = c.is_sparse() && options.experts != ExpertPlacement::resident;
-  const bool no_room = !whole && whole.error().code == Code::resource_exhausted;
-  if (may_stream && (no_room || options.experts == ExpertPlacement::streamed)) {
+  const auto no_room = [](const Result<Plan>& made) { return !made && made.error().code == Code::resource_exhausted; };
+  const auto stream = [&](bool overlap) -> Result<> {
     FTH_ASSIGN_OR_RETURN(const uint64_t slot, ExpertStore::slot_bytes(expert_source(*model)));
     const int64_t all = c.n_layer * c.n_expert;
     int64_t n = options.stream.slots != 0 ? options.stream.slots : c.top_k;
     if (n < c.top_k || n > all)
       return fail(Code::invalid_argument,
                   std::to_string(n) + " expert slots: " + std::to_string(c.top_k) + " to " + std::to_string(all) + " are possible");
-    FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true));
+    FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true, overlap));
     if (options.stream.slots == 0 && plan.ram_limit == 0) n = all;
     if (options.stream.slots == 0 && plan.ram_limit != 0)
       n = std::min(all, n + static_cast<int64_t>((plan.ram_limit - plan.ram_bytes) / slot));
-    FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true));
+    FTH_ASSIGN_OR_RETURN(plan, plan_with("expert slots", slot * static_cast<uint64_t>(n), true, overlap));
     plan.expert_slots = n;
+    if (overlap && n < two_layers_of_experts()) return {};  // not taken
     FTH_RETURN_IF_ERROR(find_tier());
     if (const int64_t cycle = c.n_layer * c.top_k; n < 2 * cycle)
       plan.notes.push_back(std::to_string(n) + " expert slots are fewer than two tokens' experts (" + std::to_string(2 * cycle) +
                            "): most experts will be read again for every token; --ram " +
                            std::to_string((plan.ram_bytes + static_cast<uint64_t>(2 * cycle - n) * slot) / kMiB + 1) + "MiB holds two");
     if (!c.packed) plan.notes.push_back("experts are streamed from an unpacked file, three reads each; `forethought pack` makes it one");
-  } else {
+    return {};
+  };
+  const auto make = [&](bool overlap) -> Result<> {
+    auto whole = plan_with("experts", experts, false, overlap);
+    if (overlap && no_room(whole))  // all experts in memory are worth more
+      whole = plan_with("experts", experts, false, false);
+    if (may_stream && (no_room(whole) || options.experts == ExpertPlacement::streamed)) {
+      const Result<> streams = stream(overlap);
+      if (overlap && (streams ? plan.expert_slots < two_layers_of_experts() : streams.error().code == Code::resource_exhausted))
+        return stream(false);
+      return streams;
+    }
     FTH_ASSIGN_OR_RETURN(plan, std::move(whole));
-  }
+    return {};
+  };
+  FTH_RETURN_IF_ERROR(make(may_overlap()));
+  if (plan.overlap && !overlap_pays()) FTH_RETURN_IF_ERROR(make(false));
+  say_overlap();
   placed.assign(kSegmentKinds * static_cast<size_t>(c.n_layer + 1), 0);
   for (const Placement& q : plan.placements)
     placed[static_cast<size_t>(q.kind) * static_cast<size_t>(c.n_layer + 1) + static_cast<size_t>(q.layer + 1)] = q.device;

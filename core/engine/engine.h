@@ -68,8 +68,15 @@ struct StreamOptions {  // docs/memory.md
   bool verify = false;   // check each expert's checksum as it lands (packed models)
 };
 
-// Seconds that one run of each segment takes on a device, 0 where that is not known. Asked while a plan is made, of the segments whose place is a choice.
-using MeasureSegments = std::function<std::vector<double>(const Registry& registry, size_t device, std::span<const fth_segment> segments)>;
+// What one run of a segment takes on a device; 0 where that is not known. by_profile: the median of a profile's runs of this model, not of made-up data.
+struct SegmentRun {
+  double seconds = 0;
+  bool by_profile = false;
+};
+enum class IfUnmeasured { measure, leave };
+// Asked while a plan is made: to measure segments whose place is a choice, and for what is known of all the others.
+using MeasureSegments =
+    std::function<std::vector<SegmentRun>(const Registry& registry, size_t device, std::span<const fth_segment> segments, IfUnmeasured)>;
 
 // How far the screened head's estimates are from the products, in their own deviations, at the rows of the largest logits: measured over tokens of the model
 // itself (screened_head.h). Kept by the caller from run to run.
@@ -109,6 +116,8 @@ struct EngineOptions {
   // off: a device's segments are compiled before the first step, and a failure is an error of open(). Else one that it cannot compile stays on the CPU, and the log says so.
   StartOnCpu start_on_cpu = StartOnCpu::off;
   KeptExpertTimes compile_times;  // likewise one figure for each device: seconds that compiling what a token needs took
+  // Prompts of two steps or more have two under way at once where attention is on a device beside the CPU: the same bits, sooner.
+  bool overlap = true;
   HeadMode head = HeadMode::exact;
   Repack repack = Repack::automatic;                           // memory: automatic, and failed_precondition where that is not possible
   bool plan_only = false;                                      // stop after the plan: no weight is touched, sessions are refused
@@ -165,6 +174,9 @@ class Engine {
   // By layer; empty where no device counts them: no experts, or an activation that leaves no neuron at zero.
   std::vector<LiveNeurons> live_neurons() const;
 
+  // For each device and shape of segment in a record of this engine, the median of its runs with every row in use. Between steps.
+  void each_profiled(const Recorder& recorder,
+                     const std::function<void(size_t device, const fth_segment& segment, double median_s)>& tell) const;
   // A recorder with a lane for each thread and device of this engine.
   std::unique_ptr<Recorder> new_recorder() const;
   // Where all of this engine's sessions note what they do when; null (as at the start): nowhere. Between steps, from the thread that runs them. It was made

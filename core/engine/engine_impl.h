@@ -26,7 +26,8 @@ namespace fth {
 inline constexpr size_t kPorts = static_cast<size_t>(Port::expert_down) + 1;
 inline constexpr size_t kSegmentKinds = static_cast<size_t>(SegmentKind::head) + 1;
 inline constexpr int64_t kMaxWanted = 1024;  // logits that a screened head looks for at most
-inline constexpr int64_t kHeadRows = 32;     // rows of logits per head run when all are asked for
+inline constexpr const char* kSecondActivations = "activations of a second step";
+inline constexpr int64_t kHeadRows = 32;  // rows of logits per head run when all are asked for
 
 // A segment compiled for one bucket on the device that the plan chose.
 struct Compiled {
@@ -97,12 +98,12 @@ struct Engine::Impl {
   };
   std::map<std::tuple<SegmentKind, int64_t, int64_t, int64_t, int64_t>, Estimates> estimates;
   const Estimates& estimates_of(SegmentKind kind, int64_t layer, int64_t bucket);
-  // Asks options.measure for the segments that several devices may run.  [decide.cpp]
+  // Asks options.measure for the segments that several devices may run, and for what it knows of the others.  [decide.cpp]
   void measure_choices();
-  std::map<std::pair<size_t, std::string>, double> measured_runs;  // by device and shape
-  std::vector<double> copy_speed;                                  // [device], measured once
-  int64_t ubatch_wanted = 0;                                       // options.ubatch as it was given
-  Recorder* recorder = nullptr;                                    // null: nothing is recorded
+  std::map<std::pair<size_t, std::string>, SegmentRun> measured_runs;  // by device and shape
+  std::vector<double> copy_speed;                                      // [device], measured once
+  int64_t ubatch_wanted = 0;                                           // options.ubatch as it was given
+  Recorder* recorder = nullptr;                                        // null: nothing is recorded
 
   // Devices whose memory is the host's share space 0; every other device has a space of its own.
   std::vector<size_t> space_of;     // [device]
@@ -191,6 +192,16 @@ struct Engine::Impl {
   // page_cells: the caches of layers without a window in pages of so many positions, resident_pages of each in RAM; 0: all caches in one piece.  [engine.cpp]
   Result<> plan_for(int64_t ubatch, int64_t page_cells, int64_t resident_pages);
   Result<> find_tier();  // spare device memory for experts
+  // Two steps of a prompt at once.  [overlap.cpp]
+  bool works_beside_cpu(size_t d);  // it computes while the engine's thread does something else
+  bool may_overlap();               // by the model and the options, if attention is on such a device
+  bool overlap_pays() const;        // by the plan: attention is on such a device
+  int64_t two_layers_of_experts() const { return 2 * model->config.n_expert; }  // slots that two steps hold at once
+  void set_hidden_seconds(std::vector<PlanSegment>* segments) const;
+  void weigh_prompts(PlanOptions* p) const;
+  // Smaller steps than the largest may pay, although all experts are at hand: a usual prompt has two of them then.
+  bool smaller_steps_may_pay() const;
+  void say_overlap();
   Result<> make_resident();
   Result<> load_weights();
   Result<> compile_decode();  // what a token needs, so that a device that cannot says so here
@@ -244,31 +255,42 @@ struct BoundExpert {
   uint64_t gate = 0, up = 0, down = 0;
 };
 
-struct Session::Impl {
-  Engine::Impl* engine = nullptr;
-  static constexpr uint64_t kNoGeneration = UINT64_MAX;
-  uint64_t generation = 0;  // of the engine, when caches and activations were made
-  uint64_t n_plans = 0;     // likewise
-  std::vector<int32_t> tokens;
-  std::vector<LayerCache> caches;   // [layer]
-  std::unique_ptr<KvPages> pages;   // of the layers that have theirs in pages
-  Buffer page_memory;               // theirs
-  KvPagesStats kv_before;           // when the figures were reset
+// What one step works on: its activations, its routing, its tables.
+struct StepMemory {
   HostBlock activations;            // space 0
   std::vector<Buffer> act_buffers;  // [device] that works in host memory: the block imported; others: their own copy
   std::array<Area, kPorts> areas;
   Routing routing;
-  Stats stats;
-  std::map<std::pair<size_t, SegmentKind>, SegmentTime> times;
-  Inspect inspect;
-  ForceRouting force_routing;
-  OnRouting on_routing;
   std::vector<fth_binding> bindings;
   std::vector<BoundExpert> bound;    // of the EXPERTS run at hand
   std::vector<int32_t> begin, rows;  // its tables
   std::vector<int32_t> order;        // the layer's experts as they are requested
   std::vector<int32_t> gates_done;   // experts of the layer whose gate values are there, the rest not yet
   Routing guessed;
+
+  template <class T>
+  T* host(Port p) const {
+    return reinterpret_cast<T*>(activations.data() + areas[static_cast<size_t>(p)].offset);
+  }
+};
+
+struct Session::Impl {
+  Engine::Impl* engine = nullptr;
+  static constexpr uint64_t kNoGeneration = UINT64_MAX;
+  uint64_t generation = 0;  // of the engine, when caches and activations were made
+  uint64_t n_plans = 0;     // likewise
+  std::vector<int32_t> tokens;
+  std::vector<LayerCache> caches;  // [layer]
+  std::unique_ptr<KvPages> pages;  // of the layers that have theirs in pages
+  Buffer page_memory;              // theirs
+  KvPagesStats kv_before;          // when the figures were reset
+  StepMemory memory,
+      earlier;  // earlier: of the first of two steps that are under way at once, without logits; empty where the plan has none
+  Stats stats;
+  std::map<std::pair<size_t, SegmentKind>, SegmentTime> times;
+  Inspect inspect;
+  ForceRouting force_routing;
+  OnRouting on_routing;
   int64_t wanted_logits = 0;   // 0: all
   bool head_again_ok = false;  // the last step was a decode
 
@@ -279,20 +301,21 @@ struct Session::Impl {
   Result<> restore();  // [recover.cpp]
   // step() after the tokens so far, on other devices if one fails.
   Result<uint64_t> run_step(std::span<const int32_t> ids, Want want, const OnRows& on_rows);
-
-  template <class T>
-  T* host(Port p) const {
-    return reinterpret_cast<T*>(activations.data() + areas[static_cast<size_t>(p)].offset);
-  }
+  // Whether two steps of a prompt may be under way at once now.  [overlap.cpp]
+  bool overlaps() const;
 };
 
-// Bytes of activations that a session touches; for the plan.  [session.cpp]
-uint64_t activation_bytes(const Engine::Impl& engine);
+// Activations of a session, for the plan: bytes that are touched in the host's memory, and all that a device with memory of its own takes.  [session.cpp]
+struct ActivationBytes {
+  uint64_t touched = 0, all = 0, earlier = 0;  // earlier: Session::Impl::earlier, in either memory
+};
+ActivationBytes activation_bytes(const Engine::Impl& engine);
 
 // The head of the last step's only position, with k wanted logits.  [screened_head.cpp]
 Result<> run_head_again(Session::Impl& session, int64_t k);
 
-// Runs the model over ids at positions pos .. pos + n - 1 (n <= the engine's ubatch) and returns the bytes of weights and KV read: the token loop.
+// Runs the model over ids at positions pos .. pos + n - 1 and returns the bytes of weights and KV read: the token loop. n <= the engine's ubatch, or up to twice
+// that where session.overlaps(): then two steps are under way at once, one's attention on its device while the CPU runs the other's experts, with the same bits.
 // With last_logits, row 0 of Port::logits is the last position's; with all_logits on_rows is called for each block of rows.  [step.cpp]
 Result<uint64_t> step(Session::Impl& session, std::span<const int32_t> ids, int64_t pos, Want want, const OnRows& on_rows);
 

@@ -154,7 +154,7 @@ Result<> SegmentRunner::measure_head(int64_t first_row, int64_t rows) {
   std::vector<int8_t> q(static_cast<size_t>(plane_columns(width)));
   std::vector<int32_t> order(static_cast<size_t>(vocabulary));
   for (int64_t row = 0; row < rows; ++row) {
-    const float *const x = s_.host<float>(Port::norm) + row * width, *const logits = s_.host<float>(Port::logits) + row * vocabulary;
+    const float *const x = m_.host<float>(Port::norm) + row * width, *const logits = m_.host<float>(Port::logits) + row * vocabulary;
     if (std::any_of(logits, logits + vocabulary, [](float v) { return !std::isfinite(v); })) continue;  // the sampler's to report
     std::iota(order.begin(), order.end(), 0);
     std::nth_element(order.begin(), order.begin() + largest - 1, order.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
@@ -199,7 +199,7 @@ Result<> SegmentRunner::wanted_head(int64_t k) {
   }
   e_.screen_for(k);
   FTH_RETURN_IF_ERROR(head_rows(n_ - 1, 1, Variant::screened));
-  const float* const logits = s_.host<float>(Port::logits);
+  const float* const logits = m_.host<float>(Port::logits);
   const auto rows =
       static_cast<uint64_t>(config_.n_vocab - std::count(logits, logits + config_.n_vocab, -std::numeric_limits<float>::infinity()));
   const uint64_t row_size = e_.model->output.bytes / static_cast<uint64_t>(config_.n_vocab);
@@ -232,7 +232,7 @@ Result<> run_head_again(Session::Impl& session, int64_t k) {
     }
   };
   const auto past = static_cast<int64_t>(session.tokens.size());
-  Head head(session, std::span<const int32_t>(session.tokens).last(1), past - 1);
+  Head head(session, session.memory, std::span<const int32_t>(session.tokens).last(1), past - 1);
   return head.run(k);
 }
 

@@ -46,7 +46,7 @@ class Booked {
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 // Rows and bytes of every activation, for steps of up to `bucket` tokens. Returns the block's size.
-uint64_t lay_out(const Config& c, int64_t bucket, std::array<Area, kPorts>* areas) {
+uint64_t lay_out(const Config& c, int64_t bucket, bool with_logits, std::array<Area, kPorts>* areas) {
   const int64_t slots = std::max<int64_t>(c.n_expert, 1);
   const auto f32 = [](int64_t width) { return static_cast<uint64_t>(width) * sizeof(float); };
   uint64_t end = 0;
@@ -71,18 +71,21 @@ uint64_t lay_out(const Config& c, int64_t bucket, std::array<Area, kPorts>* area
     put(Port::expert_out, bucket, f32(c.top_k * c.n_embd));
     put(Port::gate_values, 1, f32(c.top_k * c.n_ff));  // only single tokens' experts come in two
   }
-  put(Port::logits, kHeadRows, f32(c.n_vocab));
+  if (with_logits) put(Port::logits, kHeadRows, f32(c.n_vocab));
   return end;
 }
 
 }  // namespace
 
-uint64_t activation_bytes(const Engine::Impl& engine) {
+ActivationBytes activation_bytes(const Engine::Impl& engine) {
   std::array<Area, kPorts> areas;
   const Config& c = engine.model->config;
-  const uint64_t all = lay_out(c, engine.shapes.max_bucket, &areas);
+  ActivationBytes out;
+  out.earlier = lay_out(c, engine.shapes.max_bucket, false, &areas);
+  out.all = lay_out(c, engine.shapes.max_bucket, true, &areas);
   // Pages of logits beyond the first row are touched only when all positions are asked for.
-  return all - areas[static_cast<size_t>(Port::logits)].row_bytes * static_cast<uint64_t>(kHeadRows - 1);
+  out.touched = out.all - areas[static_cast<size_t>(Port::logits)].row_bytes * static_cast<uint64_t>(kHeadRows - 1);
+  return out;
 }
 
 Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine) {
@@ -95,12 +98,20 @@ Result<std::unique_ptr<Session::Impl>> Session::Impl::make(Engine::Impl& engine)
 
 Result<> Session::Impl::lay_down() {
   n_plans = engine->n_plans;
-  act_buffers.clear();
   caches.clear();
   page_memory = {};
   pages.reset();
-  activations = {};
-  FTH_ASSIGN_OR_RETURN(activations, HostBlock::allocate(lay_out(engine->model->config, engine->shapes.max_bucket, &areas), "activations"));
+  const auto allocate = [&](bool with_logits, StepMemory* m) -> Result<> {
+    m->act_buffers.clear();
+    m->activations = {};
+    const uint64_t bytes = lay_out(engine->model->config, engine->shapes.max_bucket, with_logits, &m->areas);
+    FTH_ASSIGN_OR_RETURN(m->activations, HostBlock::allocate(bytes, "activations"));
+    return {};
+  };
+  FTH_RETURN_IF_ERROR(allocate(true, &memory));
+  earlier.act_buffers.clear();
+  earlier.activations = {};
+  if (engine->plan.overlap) FTH_RETURN_IF_ERROR(allocate(false, &earlier));
   if (engine->kv_pages.n_layers > 0) {
     FTH_ASSIGN_OR_RETURN(pages, KvPages::open(engine->kv_pages, engine->options.kv.directory, engine->options.stream.reader));
     const std::span<std::byte> memory = pages->memory();
@@ -114,15 +125,19 @@ Result<> Session::Impl::make_memory() {
   Engine::Impl& e = *engine;
   const Config& c = e.model->config;
   const auto devices = e.background.lock();
-  act_buffers.resize(e.registry->devices().size());
-  for (size_t d = 0; d < act_buffers.size(); ++d) {
-    const bool used = std::any_of(e.plan.placements.begin(), e.plan.placements.end(), [d](const Placement& p) { return p.device == d; });
-    if (e.registry->devices()[d].check.wrong || !(used || e.device(d).reads_host_memory())) {
-      act_buffers[d] = {};
-    } else if (!act_buffers[d]) {
-      const bool imports = e.device(d).reads_host_memory();
-      FTH_ASSIGN_OR_RETURN(act_buffers[d], e.blame(d, imports ? e.device(d).import_host(activations.data(), activations.bytes())
-                                                              : e.device(d).alloc(activations.bytes())));
+  for (StepMemory* const m : {&memory, &earlier}) {
+    if (m->activations.bytes() == 0) continue;
+    m->act_buffers.resize(e.registry->devices().size());
+    for (size_t d = 0; d < m->act_buffers.size(); ++d) {
+      Buffer& buffer = m->act_buffers[d];
+      const bool used = std::any_of(e.plan.placements.begin(), e.plan.placements.end(), [d](const Placement& p) { return p.device == d; });
+      if (e.registry->devices()[d].check.wrong || !(used || e.device(d).reads_host_memory())) {
+        buffer = {};
+      } else if (!buffer) {
+        const bool imports = e.device(d).reads_host_memory();
+        FTH_ASSIGN_OR_RETURN(buffer, e.blame(d, imports ? e.device(d).import_host(m->activations.data(), m->activations.bytes())
+                                                        : e.device(d).alloc(m->activations.bytes())));
+      }
     }
   }
   int64_t n_paged = 0;
@@ -204,7 +219,7 @@ Result<std::span<const float>> Session::prefill(std::span<const int32_t> ids, co
   const auto begin = Clock::now();
   const auto total = static_cast<int64_t>(ids.size());
   for (int64_t done = 0; done < total;) {
-    const int64_t n = std::min(s.engine->options.ubatch, total - done);
+    const int64_t n = std::min((s.overlaps() ? 2 : 1) * s.engine->options.ubatch, total - done);
     const auto part = ids.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
     FTH_RETURN_IF_ERROR(s.run_step(part, done + n == total ? Want::last_logits : Want::nothing, {}));
     s.tokens.insert(s.tokens.end(), part.begin(), part.end());
@@ -216,7 +231,7 @@ Result<std::span<const float>> Session::prefill(std::span<const int32_t> ids, co
     }
   }
   s.stats.prompt_seconds += seconds_since(begin);
-  return std::span<const float>(s.host<float>(Port::logits), static_cast<size_t>(c.n_vocab));
+  return std::span<const float>(s.memory.host<float>(Port::logits), static_cast<size_t>(c.n_vocab));
 }
 
 Result<std::span<const float>> Session::decode(int32_t id) {
@@ -240,7 +255,7 @@ Result<std::span<const float>> Session::decode(int32_t id) {
   s.stats.decode_seconds += seconds;
   s.stats.decode_tokens += 1;
   s.stats.decode_bytes += bytes;
-  return std::span<const float>(s.host<float>(Port::logits), static_cast<size_t>(c.n_vocab));
+  return std::span<const float>(s.memory.host<float>(Port::logits), static_cast<size_t>(c.n_vocab));
 }
 
 void Session::set_wanted_logits(int64_t k) { impl_->wanted_logits = k; }
@@ -254,7 +269,7 @@ Result<std::span<const float>> Session::head_again(int64_t k) {
   s.stats = stats;
   s.times = times;
   FTH_RETURN_IF_ERROR(done);
-  return std::span<const float>(s.host<float>(Port::logits), static_cast<size_t>(s.engine->model->config.n_vocab));
+  return std::span<const float>(s.memory.host<float>(Port::logits), static_cast<size_t>(s.engine->model->config.n_vocab));
 }
 
 Result<> Session::prefill_all(std::span<const int32_t> ids, const OnRows& on_rows) {

@@ -118,9 +118,10 @@ class Planner {
     plan.arenas = fixed;
     for (size_t d = 0; d < devices_.size(); ++d) {
       const std::string where = devices_[d].host_memory ? "ram" : devices_[d].name;
-      uint64_t weights = 0, kv = 0, resident = 0, workspace = 0;
+      uint64_t weights = 0, kv = 0, resident = 0, workspace = 0, activations = 0;
       for (size_t s = 0; s < segments_.size(); ++s) {
         if (choice_[s] != d) continue;
+        activations = devices_[d].host_memory ? 0 : devices_[d].fixed_bytes;
         const SegmentCost& cost = segments_[s].cost[d];
         weights += segments_[s].weight_bytes;
         kv += segments_[s].state_bytes;
@@ -134,10 +135,11 @@ class Planner {
       add("kv cache", kv);
       add("baked weights", resident);
       add("workspace", workspace);
-      if (!devices_[d].host_memory && weights + kv + resident + workspace > device_limit(d))
-        return fail(Code::resource_exhausted, devices_[d].name + " needs " + format_bytes(weights + kv + resident + workspace) +
-                                                  ", allowed are " + format_bytes(device_limit(d)) +
-                                                  "; raise --vram, or place fewer segments there");
+      add("activations", activations);
+      const uint64_t all = weights + kv + resident + workspace + activations;
+      if (!devices_[d].host_memory && all > device_limit(d))
+        return fail(Code::resource_exhausted, devices_[d].name + " needs " + format_bytes(all) + ", allowed are " +
+                                                  format_bytes(device_limit(d)) + "; raise --vram, or place fewer segments there");
     }
     for (const Arena& a : plan.arenas)
       if (a.device == "ram") plan.ram_bytes += a.bytes;
@@ -161,26 +163,32 @@ class Planner {
       p.layer = segments_[s].layer;
       p.device = choice_[s];
       p.seconds = segments_[s].cost[choice_[s]].seconds;
+      p.step_seconds = segments_[s].cost[choice_[s]].step_seconds;
       p.measured = segments_[s].cost[choice_[s]].measured;
+      p.by_profile = segments_[s].cost[choice_[s]].by_profile;
       p.runner_up = p.device;
       p.runner_up_seconds = p.seconds;
       double best = kInfinity;
       for (size_t d = 0; d < devices_.size(); ++d) {
         if (d == p.device || !allowed_[s][d]) continue;
-        const double seconds =
-            step_seconds(s == 0 ? 0 : choice_[s - 1], s, d) + (s + 1 < segments_.size() ? copy_seconds(d, s + 1, choice_[s + 1]) : 0);
-        if (seconds < best) {
-          best = seconds;
+        const size_t before = s == 0 ? 0 : choice_[s - 1];
+        const bool last = s + 1 == segments_.size();
+        const double weighed = job_seconds(before, s, d) + (last ? 0 : job_copy_seconds(d, s + 1, choice_[s + 1]));
+        if (weighed < best) {
+          best = weighed;
           p.runner_up = d;
-          p.runner_up_seconds = seconds;
+          p.runner_up_seconds = token_seconds(before, s, d) + (last ? 0 : copy_seconds(d, s + 1, choice_[s + 1]));
         }
       }
-      plan.seconds_per_token += step_seconds(s == 0 ? 0 : choice_[s - 1], s, choice_[s]);
-      plan.step_seconds += segments_[s].cost[choice_[s]].step_seconds;
+      const size_t from = s == 0 ? 0 : choice_[s - 1];
+      plan.seconds_per_token += token_seconds(from, s, choice_[s]);
+      plan.step_seconds += step_seconds(from, s, choice_[s], false);
+      if (options_.overlap) plan.overlap_seconds += step_seconds(from, s, choice_[s], true);
       plan.placements.push_back(std::move(p));
     }
     plan.bytes_per_token = bytes_per_token;
     plan.ubatch = options_.ubatch;
+    plan.overlap = options_.overlap;
     plan.refusals = std::move(refusals_);
     plan.devices = std::move(devices_);
     return plan;
@@ -229,7 +237,21 @@ class Planner {
     if (from == to || (devices_[from].host_memory && devices_[to].host_memory)) return 0;
     return crossing(from) + crossing(to);
   }
-  double step_seconds(size_t from, size_t s, size_t to) const { return copy_seconds(from, s, to) + segments_[s].cost[to].seconds; }
+  double token_seconds(size_t from, size_t s, size_t to) const { return copy_seconds(from, s, to) + segments_[s].cost[to].seconds; }
+  // Of a prefill step; `both`: one of two at once.
+  double step_seconds(size_t from, size_t s, size_t to, bool both) const {
+    const double run = segments_[s].cost[to].step_seconds, hidden = both && devices_[to].beside_cpu ? segments_[s].hides_seconds : 0;
+    return copy_seconds(from, s, to) * static_cast<double>(options_.ubatch) + std::max(0.0, run - hidden);
+  }
+  // What placements are compared by.
+  double job_seconds(size_t from, size_t s, size_t to) const {
+    const double pairs = options_.overlap ? options_.share_of_pairs : 0;
+    const double step = pairs * step_seconds(from, s, to, true) + (1 - pairs) * step_seconds(from, s, to, false);
+    return token_seconds(from, s, to) + options_.steps_per_token * step;
+  }
+  double job_copy_seconds(size_t from, size_t s, size_t to) const {
+    return copy_seconds(from, s, to) * (1 + options_.steps_per_token * static_cast<double>(options_.ubatch));
+  }
 
   void shortest_path() {
     const size_t n = segments_.size(), m = devices_.size();
@@ -239,11 +261,11 @@ class Planner {
       for (size_t d = 0; d < m; ++d) {
         if (!allowed_[s][d]) continue;
         if (s == 0) {
-          best[s][d] = step_seconds(0, s, d);
+          best[s][d] = job_seconds(0, s, d);
           continue;
         }
         for (size_t p = 0; p < m; ++p) {  // ascending with a strict comparison: the lower index wins ties
-          const double cost = best[s - 1][p] + step_seconds(p, s, d);
+          const double cost = best[s - 1][p] + job_seconds(p, s, d);
           if (cost < best[s][d]) best[s][d] = cost, from[s][d] = p;
         }
       }
@@ -259,14 +281,15 @@ class Planner {
     return devices_[d].memory_bytes == 0 ? options_.vram_budget : std::min(options_.vram_budget, devices_[d].memory_bytes);
   }
   uint64_t device_bytes(size_t d) const {
-    uint64_t sum = 0, workspace = 0;
+    uint64_t sum = 0, workspace = 0, fixed = 0;
     for (size_t s = 0; s < segments_.size(); ++s) {
       if (choice_[s] != d) continue;
       const SegmentCost& c = segments_[s].cost[d];
       sum += segments_[s].weight_bytes + segments_[s].state_bytes + c.resident_bytes;
       workspace = std::max(workspace, c.workspace_bytes);
+      fixed = devices_[d].fixed_bytes;
     }
-    return sum + workspace;
+    return sum + workspace + fixed;
   }
   size_t device_over_budget() const {
     for (size_t d = 0; d < devices_.size(); ++d)

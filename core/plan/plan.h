@@ -20,6 +20,8 @@ struct PlanDevice {
   double copy_bytes_per_second = 0;  // host <-> device; ignored with host_memory
   std::string refusal;               // not empty: listed, never chosen
   bool wrong = false;                // it computes wrong or has failed: refused even when it is named
+  bool beside_cpu = false;           // it computes while the CPU does something else; false for what runs on the CPU's own cores
+  uint64_t fixed_bytes = 0;          // of its own memory, once any segment is there: activations
 };
 
 // One row of work: a segment of the model for a number of tokens. Layers of the same shape share a kind.
@@ -35,6 +37,7 @@ struct SegmentCost {  // on one device
   double step_seconds = 0;  // for one prefill step of PlanOptions::ubatch tokens; 0 for the head, which runs for the last one only
   uint64_t workspace_bytes = 0;
   uint64_t resident_bytes = 0;
+  bool by_profile = false;  // seconds is the median of a profile's runs
 };
 
 struct PlanSegment {
@@ -46,6 +49,7 @@ struct PlanSegment {
   uint64_t in_bytes = 0, out_bytes = 0;  // activations that cross its edges, for one decode step
   std::vector<SegmentCost> cost;         // per device, for one decode step
   bool host_only = false;                // router, experts, combine, embed: data that the host needs at once
+  double hides_seconds = 0;  // of this segment's prefill step on a device beside the CPU, as much as runs beside the host's of another step
 };
 
 struct PlacementRule {          // --place 'layer.*.attention=vulkan:0'
@@ -63,6 +67,10 @@ struct PlanOptions {
   std::string device;  // --device: use only this one (and the CPU for what it refuses)
   std::vector<PlacementRule> rules;
   int64_t n_ctx = 0, ubatch = 0;
+  // Placements are compared by the time of a decoded token and so many prefill steps. 0: decoding alone counts.
+  double steps_per_token = 0;
+  bool overlap = false;       // two prefill steps at once: what PlanSegment::hides_seconds hides is not counted
+  double share_of_pairs = 0;  // of the steps, those that have one beside them
 };
 
 struct Arena {         // one row of memory, per device and tier
@@ -76,10 +84,11 @@ struct Placement {
   SegmentKind kind = SegmentKind::embed;
   int64_t layer = -1;
   size_t device = 0;
-  double seconds = 0;
-  bool measured = false;
-  size_t runner_up = 0;  // equal to device when there is none
-  double runner_up_seconds = 0;
+  double seconds = 0;       // of one run while decoding
+  double step_seconds = 0;  // of one prefill step; 0 for the head
+  bool measured = false, by_profile = false;
+  size_t runner_up = 0;          // equal to device when there is none
+  double runner_up_seconds = 0;  // with what it copies
 };
 
 struct Refusal {
@@ -101,11 +110,14 @@ struct Plan {
   uint64_t bytes_per_token = 0;
   double seconds_per_token = 0;  // predicted decode, all experts at hand
   int64_t ubatch = 0;            // tokens of a prefill step
-  double step_seconds = 0;       // predicted for one such step, all experts at hand
+  double step_seconds = 0;       // predicted for one such step, all experts at hand, copies included
+  bool overlap = false;          // prompts of two steps or more have two under way at once: PlanOptions::overlap
+  double overlap_seconds = 0;    // predicted for each of two such steps; 0 without overlap
   double tokens_per_second() const { return seconds_per_token > 0 ? 1 / seconds_per_token : 0; }
 };
 
-// Shortest path over (segment, device): run time plus the copies of what changes device; deterministic, the lower device index wins ties.
+// Shortest path over (segment, device): run time of a decoded token and its share of prompts, plus the copies of what changes device; deterministic, the lower
+// device index wins ties.
 // resource_exhausted when it cannot fit: the message has the smallest budget that would work and the setting that gets there.
 // invalid_argument for a rule or device that matches nothing, or places a segment where it is not supported (with the device's reason).
 Result<Plan> make_plan(std::vector<PlanDevice> devices, std::vector<PlanSegment> segments, const std::vector<Arena>& fixed,

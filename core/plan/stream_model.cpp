@@ -76,13 +76,15 @@ double distinct_experts(std::span<const double> popularity, int64_t n_tokens) {
 
 double predict_prompt_seconds(const PromptCosts& c, std::span<const double> popularity, const StorageSpeed& storage) {
   const double steps = std::ceil(static_cast<double>(c.tokens) / static_cast<double>(std::max<int64_t>(c.ubatch, 1)));
-  if (c.slots == 0) return steps * c.step_s;
+  const double both = c.overlap_s > 0 ? 2 * std::floor(steps / 2) : 0;  // steps that have one beside them
+  const double step_s = steps > 0 ? (both * c.overlap_s + (steps - both) * c.step_s) / steps : 0;
+  if (c.slots == 0) return steps * step_s;
   const auto layers = static_cast<double>(c.n_layer);
   const double used = layers * distinct_experts(popularity, std::min(c.ubatch, c.tokens));
   const double again = std::max(0.0, used - static_cast<double>(c.slots));
   const auto step = [&](double experts) {
     const double bytes = experts * static_cast<double>(c.expert_bytes);
-    return std::max(c.step_s, bytes > 0 ? read_seconds(bytes, storage) + (layers - 1) * storage.wait_seconds : 0);
+    return std::max(step_s, bytes > 0 ? read_seconds(bytes, storage) + (layers - 1) * storage.wait_seconds : 0);
   };
   return step(used) + (steps - 1) * step(again);
 }

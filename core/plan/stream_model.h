@@ -65,6 +65,7 @@ struct PromptCosts {
   int64_t n_layer = 0;  // that have experts
   int64_t slots = 0;    // 0: all experts are resident
   uint64_t expert_bytes = 0;
+  double overlap_s = 0;  // computing each of two steps at once; 0: one after the other
 };
 // From a cold store: the first step reads every expert that it uses, the later ones those that found no slot; reading runs beside computing.
 double predict_prompt_seconds(const PromptCosts& costs, std::span<const double> popularity, const StorageSpeed& storage);

@@ -19,14 +19,15 @@ enum class EventKind : uint8_t {
   segment,  // one run of a segment, from submit until its results are there
   queue,    // the same on its device's lane, for devices other than the host's CPU. id: 0 if by the device's own clock, else -1
   busy,     // a thread of the pool, other than the engine's, at work in a parallel loop of the segment
-  wait,     // the engine's thread done with its part of the loop, others not yet
-  copy,     // an activation moved between memories
+  wait,  // the engine's thread done with its part of the loop, others not yet; with a device other than 0: it waits for a segment that was left running there
+  copy,  // an activation moved between memories
   route,    // choosing experts from the router's logits
   request,  // asking the expert store for a layer's experts
   stall,    // waiting for storage
   read,     // one expert read from storage, from its first read's submission until its last has come. id: the expert
   sample,   // choosing the next token
   counter,  // bytes: the value at begin_ns
+  beside,  // on its device's lane, a segment left running while the engine's thread did something else, until waited for. id 1: it ended then, its time is exact
 };
 
 struct Event {

@@ -63,8 +63,7 @@ std::vector<SegmentRow> segment_rows(const Recorder& recorder) {
     int64_t first_ns = 0;
   };
   std::map<std::tuple<size_t, int64_t, std::string>, Cell> cells;
-  for (const Event& e : recorder.engine().events()) {
-    if (e.kind != EventKind::segment) continue;
+  const auto add = [&](const Event& e) {
     Cell& cell = cells[{e.device, e.bucket, e.name}];
     if (cell.row.name.empty()) {
       cell.row.device = e.device;
@@ -74,12 +73,17 @@ std::vector<SegmentRow> segment_rows(const Recorder& recorder) {
     }
     if (e.cpu_ns >= 0) {
       cell.cpu.add(e);
-      continue;
+      return;
     }
     cell.seconds.push_back(seconds_of(e));
     cell.row.bytes += e.bytes;
     cell.row.flops += e.flops;
-  }
+  };
+  for (const Event& e : recorder.engine().events())
+    if (e.kind == EventKind::segment) add(e);
+  for (size_t d = 0; d < recorder.devices().size(); ++d)
+    for (const Event& e : recorder.device(d).events())
+      if (e.kind == EventKind::beside) add(e);
   for (size_t d = 0; d < recorder.devices().size(); ++d)
     for (const Event& e : recorder.device(d).events()) {
       if (e.kind != EventKind::queue || e.id < 0 || e.cpu_ns >= 0) continue;

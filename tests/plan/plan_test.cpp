@@ -66,6 +66,54 @@ TEST(Plan, KeepsAttentionWhereCopiesEatTheGain) {
   EXPECT_EQ(devices_of(*p), (std::vector<size_t>{0, 0, 0, 0, 0, 1}));
 }
 
+TEST(Plan, WeighsPromptsAndDecoding) {
+  World w(2, 30e-6, 40e-6);  // slower for a token, copies and all
+  for (PlanSegment& s : w.segments)
+    if (s.kind == SegmentKind::attention) s.cost[0].step_seconds = 8e-3, s.cost[1].step_seconds = 1e-3;
+  w.options.ubatch = 512;  // a step's copies: 512 us in, 512 us out
+  EXPECT_EQ(w.plan()->placements[1].device, 0u) << "decoding alone counts";
+  w.options.steps_per_token = 1.0 / 256;  // a prompt of 512 tokens and 256 decoded ones: 5.9 ms saved against 256 x 12 us
+  EXPECT_EQ(w.plan()->placements[1].device, 1u);
+  w.options.steps_per_token = 1.0 / 2048;
+  EXPECT_EQ(w.plan()->placements[1].device, 0u);
+}
+
+TEST(Plan, WhatRunsBesideTheCpuIsNotCounted) {
+  World w(2, 30e-6, 30e-6);
+  for (PlanSegment& s : w.segments) {
+    if (s.kind == SegmentKind::attention) s.cost[0].step_seconds = 4e-3, s.cost[1].step_seconds = 5e-3, s.hides_seconds = 4e-3;
+    if (s.kind == SegmentKind::experts) s.cost[0].step_seconds = 4e-3;
+  }
+  w.options.ubatch = 128;
+  w.options.steps_per_token = 4.0 / 256;
+  w.options.share_of_pairs = 1;
+  w.options.overlap = true;
+  EXPECT_EQ(w.plan()->placements[1].device, 0u) << "the device's runs are on the CPU's cores";
+  w.devices[1].beside_cpu = true;
+  const auto p = w.plan();
+  ASSERT_TRUE(p);
+  EXPECT_EQ(p->placements[1].device, 1u);
+  EXPECT_TRUE(p->overlap);
+  // Each of two layers: 128 us in and out, 4 ms of experts, 5 ms of attention of which 1 ms shows. The head's copy: 128 us.
+  EXPECT_NEAR(p->overlap_seconds, 2 * (2 * 128e-6 + 4e-3 + 1e-3) + 128e-6, 1e-9);
+  EXPECT_NEAR(p->step_seconds, 2 * (2 * 128e-6 + 4e-3 + 5e-3) + 128e-6, 1e-9);
+  w.options.overlap = false;
+  EXPECT_EQ(w.plan()->placements[1].device, 0u);
+  EXPECT_EQ(w.plan()->overlap_seconds, 0);
+}
+
+TEST(Plan, ActivationsCountAsTheDevicesMemory) {
+  World w(2, 80e-6, 20e-6);
+  w.devices[1].fixed_bytes = 8 * kGiB - 3 * kMiB;
+  auto p = w.plan();
+  ASSERT_TRUE(p);
+  EXPECT_EQ(p->placements[1].device, 1u);
+  w.devices[1].fixed_bytes = 8 * kGiB;
+  p = w.plan();
+  ASSERT_TRUE(p);
+  for (const Placement& q : p->placements) EXPECT_EQ(q.device, 0u) << q.segment;
+}
+
 TEST(Plan, BeatsOrEqualsEverySingleDevicePlan) {
   for (const double cpu : {1e-6, 19e-6, 22e-6, 23e-6, 60e-6}) {
     World w(3, cpu, 20e-6);

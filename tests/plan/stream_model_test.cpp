@@ -125,6 +125,9 @@ TEST(StreamModel, PromptsReadEachExpertOncePerStep) {
   EXPECT_NEAR(predict_prompt_seconds({512, 128, 0.025, 4, 20, 2'000'000}, uniform, storage), (used + 3 * (used - 20)) * 2e-3, 1e-9);
   // Resident: computing only.
   EXPECT_NEAR(predict_prompt_seconds({512, 128, 0.025, 4, 0, 2'000'000}, uniform, storage), 0.1, 1e-12);
+  // Two steps at once, of three: a pair of 10 ms each and one alone.
+  EXPECT_NEAR(predict_prompt_seconds({384, 128, 0.025, 4, 0, 2'000'000, 0.01}, uniform, storage), 0.045, 1e-12);
+  EXPECT_NEAR(predict_prompt_seconds({128, 128, 0.025, 4, 0, 2'000'000, 0.01}, uniform, storage), 0.025, 1e-12);
   // More slots or faster storage never cost.
   double before = 1e9;
   for (int64_t slots = 1; slots < 140; ++slots) {

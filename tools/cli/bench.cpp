@@ -35,7 +35,7 @@ struct BenchFlags : CommonFlags {
   WarmFlags warm{.set = "off", .task = {}, .pin = 0};
   std::string pp = kDefaultPp, tg = kDefaultTg, tokens;
   int64_t repetitions = 5, warmup = 1;
-  bool markdown = false, csv = false, roofline = false, placements = false, software = false;
+  bool markdown = false, csv = false, roofline = false, placements = false, software = false, must_hold = false;
 };
 
 void describe(BenchFlags& f, po::options_description& options) {
@@ -48,9 +48,11 @@ void describe(BenchFlags& f, po::options_description& options) {
       ("roofline", po::bool_switch(&f.roofline), "bytes, operations and shares of the machine's measured peaks by kind of segment")    //
       ("placements", po::bool_switch(&f.placements),
        "run the CPU alone, each device alone, mixtures and the chosen plan, in turn (--pp 128 --tg 32 unless given)")  //
-      ("software-devices", po::bool_switch(&f.software), "with --placements: software devices, too")                   //
-      ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                                   //
-      ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                                 //
+      ("verdict-counts", po::bool_switch(&f.must_hold),
+       "with --placements: exit code 1 unless the chosen placement is the fastest, or as fast within the noise")(
+          "software-devices", po::bool_switch(&f.software), "with --placements: software devices, too")  //
+      ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                     //
+      ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                   //
       ;
   f.engine.start_on_cpu = "off";  // what is measured does not depend on when a device is ready
   add_engine(f.engine, options);
@@ -304,8 +306,9 @@ Result<int> run(BenchFlags& f) {
     FTH_ASSIGN_OR_RETURN(const auto pp, parse_counts("--pp", f.pp == kDefaultPp ? "128" : f.pp));
     FTH_ASSIGN_OR_RETURN(const auto tg, parse_counts("--tg", f.tg == kDefaultTg ? "32" : f.tg));
     if (pp.size() != 1 || tg.size() != 1) return fail(Code::invalid_argument, "--placements: --pp and --tg must be one number each");
-    return bench_placements(f.engine, f, {pp[0], tg[0], f.repetitions, f.software, f.markdown, f.csv});
+    return bench_placements(f.engine, f, {pp[0], tg[0], f.repetitions, f.software, f.markdown, f.csv, f.must_hold});
   }
+  if (f.must_hold) return fail(Code::invalid_argument, "--verdict-counts goes with --placements");
   if (f.software) return fail(Code::invalid_argument, "--software-devices goes with --placements");
   FTH_RETURN_IF_ERROR(check_warm(f.warm));
   FTH_RETURN_IF_ERROR(parse_counts("--pp", f.pp));

@@ -205,6 +205,9 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   out.stream.prefetch = flags.prefetch == "on";
   out.stream.verify = flags.verify_experts;
   out.stream.tier = flags.tier;
+  if (flags.overlap != "on" && flags.overlap != "off")
+    return fail(Code::invalid_argument, "--overlap " + flags.overlap + ": must be on or off");
+  out.overlap = flags.overlap == "on";
   if (flags.early_gates != "on" && flags.early_gates != "off")
     return fail(Code::invalid_argument, "--expert-early-gates " + flags.early_gates + ": must be on or off");
   out.stream.early_gates = flags.early_gates == "on";
@@ -292,8 +295,9 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
   FTH_ASSIGN_OR_RETURN(options, engine_options(flags, out.profile, *out.log, out.checks.get()));
   out.runs = std::make_unique<SegmentRuns>(options.registry.n_threads, options.registry.cpu_options,
                                            options.device.empty() && options.rules.empty() ? IfUnknown::measure : IfUnknown::leave);
-  options.measure = [runs = out.runs.get()](const Registry& registry, size_t device, std::span<const fth_segment> segments) {
-    return runs->seconds(registry, device, segments);
+  options.measure = [runs = out.runs.get()](const Registry& registry, size_t device, std::span<const fth_segment> segments,
+                                            IfUnmeasured if_unmeasured) {
+    return runs->seconds(registry, device, segments, if_unmeasured);
   };
   if (flags.repack == "file" && depth == Depth::weights) {
     FTH_ASSIGN_OR_RETURN(out.model, packed_copy(out.model, flags, common));

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "core/base/bytes.h"
+#include "core/plan/stream_model.h"
 #include "tools/cli/generate.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/open.h"
@@ -118,17 +119,67 @@ std::vector<Row> candidates(const EngineFlags& flags, Registry& registry, const 
 
 std::string number(double v) { return v > 0 ? text("%.2f", v) : "-"; }
 
-std::string verdict(const std::vector<Row>& rows) {
-  const Row *chosen = nullptr, *best = nullptr;
+// Seconds of the job that the planner weighs by, at the speeds of repetition r.
+double job_seconds(const Row& row, size_t r) {
+  return static_cast<double>(kJobPrompt) / row.prompt[r] + static_cast<double>(kJobDecode) / row.decode[r];
+}
+std::vector<double> jobs_of(const Row& row) {
+  std::vector<double> out;
+  for (size_t r = 0; r < row.decode.size(); ++r) out.push_back(job_seconds(row, r));
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+struct Verdict {
+  const Row *chosen = nullptr, *best = nullptr, *single = nullptr;  // single: the fastest of those on one device
+  double ratio = 0,
+         single_ratio = 0;       // speed of the chosen one over the best's and over the single one's, by the fastest repetition of each
+  double noise = 0;              // how far apart repetitions of one placement are: median over fastest, of the worse of chosen and best
+  const char* word = "not run";  // fastest, equal (slower by no more than the noise), slower, not run
+  bool holds() const { return std::string_view(word) == "fastest" || std::string_view(word) == "equal"; }
+};
+constexpr double kLeastNoise = 0.03;  // a run is never more exact than that
+
+Verdict judge(const std::vector<Row>& rows) {
+  Verdict v;
+  const auto faster = [](const Row& a, const Row* b) { return b == nullptr || jobs_of(a).front() < jobs_of(*b).front(); };
   for (const Row& row : rows) {
     if (row.decode.empty()) continue;
-    if (row.chosen) chosen = &row;
-    if (row.single && (best == nullptr || Row::best(row.decode) > Row::best(best->decode))) best = &row;
+    if (row.chosen) v.chosen = &row;
+    if (faster(row, v.best)) v.best = &row;
+    if (row.single && faster(row, v.single)) v.single = &row;
   }
-  if (chosen == nullptr || best == nullptr) return "the chosen placement did not run";
-  const double ratio = Row::best(chosen->decode) / Row::best(best->decode);
-  if (chosen == best) return "the chosen placement, " + printable(chosen->name) + ", is the fastest on a single device";
-  return text("the chosen placement decodes at %.2f times the speed of the fastest single device, ", ratio) + printable(best->name);
+  if (v.chosen == nullptr) return v;
+  const auto over_chosen = [&](const Row* other) { return other == nullptr ? 0.0 : jobs_of(*other).front() / jobs_of(*v.chosen).front(); };
+  v.ratio = over_chosen(v.best);
+  v.single_ratio = over_chosen(v.single);
+  v.noise = kLeastNoise;
+  for (const Row* row : {v.chosen, v.best}) {
+    const std::vector<double> jobs = jobs_of(*row);
+    v.noise = std::max(v.noise, jobs[jobs.size() / 2] / jobs.front() - 1);
+  }
+  v.word = v.chosen == v.best ? "fastest" : v.ratio >= 1 / (1 + v.noise) ? "equal" : "slower";
+  return v;
+}
+
+std::string verdict_text(const Verdict& v) {
+  if (v.chosen == nullptr) return "the chosen placement did not run";
+  const std::string job =
+      text("a prompt of %lld tokens and %lld decoded", static_cast<long long>(kJobPrompt), static_cast<long long>(kJobDecode));
+  std::string out = "the chosen placement, " + printable(v.chosen->name) + ", ";
+  if (v.chosen == v.best) {
+    out += "is the fastest for " + job;
+  } else {
+    out += text("takes %.2f times as long as the fastest, ", 1 / v.ratio) + printable(v.best->name) + ", for " + job +
+           text("; repetitions differ by %.0f %%: ", 100 * v.noise) + (v.holds() ? "as good" : "SLOWER");
+  }
+  if (v.single != nullptr && v.single != v.chosen && v.single != v.best)
+    out += text("; %.2f times the speed of the fastest single device, ", v.single_ratio) + printable(v.single->name);
+  return out;
+}
+
+boost::json::value name_json(const Row* row) {
+  return row == nullptr ? boost::json::value(nullptr) : boost::json::value(utf8_lossy(row->name));
 }
 
 }  // namespace
@@ -175,6 +226,8 @@ Result<int> bench_placements(const EngineFlags& flags, const CommonFlags& common
         bar.update(done += each, runs * each * static_cast<uint64_t>(work.repetitions));
       }
   }
+  const Verdict verdict = judge(rows);
+  const int code = work.must_hold && !verdict.holds() ? 1 : 0;
   if (common.json) {
     boost::json::array all;
     for (const Row& row : rows)
@@ -187,14 +240,23 @@ Result<int> bench_placements(const EngineFlags& flags, const CommonFlags& common
                      {"expected_prompt_tok_s", row.expected_prompt},
                      {"decode_tok_s", Row::best(row.decode)},
                      {"decode_samples", boost::json::value_from(row.decode)},
-                     {"expected_decode_tok_s", row.expected_decode}});
+                     {"expected_decode_tok_s", row.expected_decode},
+                     {"job_seconds", row.decode.empty() ? 0.0 : jobs_of(row).front()}});
     FTH_RETURN_IF_ERROR(put(json_text({{"model", utf8_lossy(model)},
                                        {"prompt_tokens", work.n_prompt},
                                        {"decode_tokens", work.n_decode},
                                        {"repetitions", work.repetitions},
                                        {"placements", std::move(all)},
-                                       {"verdict", utf8_lossy(verdict(rows))}})));
-    return 0;
+                                       {"job", {{"prompt_tokens", kJobPrompt}, {"decode_tokens", kJobDecode}}},
+                                       {"chosen", name_json(verdict.chosen)},
+                                       {"best", name_json(verdict.best)},
+                                       {"best_single_device", name_json(verdict.single)},
+                                       {"ratio", verdict.ratio},
+                                       {"ratio_single_device", verdict.single_ratio},
+                                       {"noise", verdict.noise},
+                                       {"outcome", verdict.word},
+                                       {"verdict", utf8_lossy(verdict_text(verdict))}})));
+    return code;
   }
   Table table("lrrrrl", {"placement", text("pp%lld tok/s", static_cast<long long>(work.n_prompt)), "expected",
                          text("tg%lld tok/s", static_cast<long long>(work.n_decode)), "expected", ""});
@@ -202,8 +264,8 @@ Result<int> bench_placements(const EngineFlags& flags, const CommonFlags& common
     table.row({printable(row.name), number(Row::best(row.prompt)), number(row.expected_prompt), number(Row::best(row.decode)),
                number(row.expected_decode), row.chosen ? "chosen" : printable(row.reason, 100)});
   FTH_RETURN_IF_ERROR(put(work.csv ? table.csv() : work.markdown ? table.markdown() : table.plain()));
-  if (!common.quiet) say(text("best of %lld; ", static_cast<long long>(work.repetitions)) + verdict(rows));
-  return 0;
+  if (!common.quiet) say(text("best of %lld; ", static_cast<long long>(work.repetitions)) + verdict_text(verdict));
+  return code;
 }
 
 }  // namespace fth::cli

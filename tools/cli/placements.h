@@ -13,6 +13,7 @@ struct PlacementWork {
   int64_t repetitions = 3;                // each opens every placement once, so that what slows the machine down meets all of them
   bool software = false;                  // also software devices
   bool markdown = false, csv = false;
+  bool must_hold = false;  // exit code 1 unless the chosen placement is the fastest, or as fast within the noise
 };
 
 // Prints a table, or one JSON object with common.json. Placements that do not fit or change nothing are listed with the reason. Call before any thread exists.

@@ -125,7 +125,9 @@ std::string plan_text(const Opened& opened, const Expected& expected) {
     where.row({std::string(name(g.first->kind)), g.first->layer < 0 ? "" : ranges(g.layers), plan.devices[g.first->device].name,
                micros(g.seconds) + (g.layers.size() > 1 ? text(" (%zu x)", g.layers.size()) : ""),
                alone ? "none" : plan.devices[g.first->runner_up].name + ", " + micros(g.runner_up_seconds),
-               g.first->measured ? "measured" : "estimated"});
+               g.first->by_profile ? "measured by profile"
+               : g.first->measured ? "measured"
+                                   : "estimated"});
   }
   out += where.plain() + '\n';
 
@@ -157,6 +159,10 @@ std::string plan_text(const Opened& opened, const Expected& expected) {
   out += text("prefill: %.0f tok/s expected for %lld tokens in steps of %lld%s\n", expected.predicted.prompt_tok_s,
               static_cast<long long>(std::min(kJobPrompt, engine.options().n_ctx)), static_cast<long long>(plan.ubatch),
               plan.expert_slots > 0 ? ", from a cold store" : "");
+  if (plan.overlap) {
+    out += text("  two steps are under way at once where a prompt has them: %.1f ms each, %.1f ms one after the other\n",
+                1e3 * plan.overlap_seconds, 1e3 * plan.step_seconds);
+  }
   return out;
 }
 
@@ -183,9 +189,14 @@ boost::json::object plan_json(const Opened& opened, const Expected& expected) {
                        {"copy_bytes_per_second", d.copy_bytes_per_second},
                        {"refusal", utf8_lossy(d.refusal)}});
   for (const Placement& p : plan.placements) {
-    boost::json::object placement{{"segment", p.segment}, {"kind", name(p.kind)},
-                                  {"layer", p.layer},     {"device", plan.devices[p.device].name},
-                                  {"seconds", p.seconds}, {"measured", p.measured}};
+    boost::json::object placement{{"segment", p.segment},
+                                  {"kind", name(p.kind)},
+                                  {"layer", p.layer},
+                                  {"device", plan.devices[p.device].name},
+                                  {"seconds", p.seconds},
+                                  {"measured", p.measured},
+                                  {"step_seconds", p.step_seconds},
+                                  {"by_profile", p.by_profile}};
     if (p.runner_up != p.device) {
       placement["runner_up"] = plan.devices[p.runner_up].name;
       placement["runner_up_seconds"] = p.runner_up_seconds;
@@ -203,6 +214,9 @@ boost::json::object plan_json(const Opened& opened, const Expected& expected) {
           {"predicted_tok_s", expected.predicted.decode.tokens_per_second()},
           {"expected", expected_json(expected)},
           {"seconds_per_token", plan.seconds_per_token},
+          {"step_seconds", plan.step_seconds},
+          {"overlap", plan.overlap},
+          {"overlap_seconds", plan.overlap_seconds},
           {"bytes_per_token", plan.bytes_per_token},
           {"bytes_per_second", opened.profile.bytes_per_second},
           {"ram_bytes", plan.ram_bytes},

@@ -86,8 +86,8 @@ Result<Predicted> predict(const Engine& engine, const Plan& plan, const ExpertUs
   out.decode = predict_decode(costs, misses, storage);
   const int64_t prompt = std::min(kJobPrompt, engine.options().n_ctx);
   const std::span<const double> popularity = streamed ? std::span<const double>(uses->popularity) : std::span<const double>();
-  const double seconds =
-      predict_prompt_seconds({prompt, plan.ubatch, plan.step_seconds, c.n_layer, plan.expert_slots, bytes}, popularity, storage);
+  const double seconds = predict_prompt_seconds(
+      {prompt, plan.ubatch, plan.step_seconds, c.n_layer, plan.expert_slots, bytes, plan.overlap_seconds}, popularity, storage);
   out.prompt_tok_s = seconds > 0 ? static_cast<double>(prompt) / seconds : 0;
   return out;
 }

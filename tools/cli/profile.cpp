@@ -99,7 +99,7 @@ class Profiler {
     for (const Subject& s : subjects_) FTH_RETURN_IF_ERROR(column(s));
     // The first cell again: what has changed on the machine since then, every column between has felt.
     if (f_.tg > 0) {
-      FTH_ASSIGN_OR_RETURN(const Column again, measure(cpu_flags(), {"cpu", {}, false}, "cpu again"));
+      FTH_ASSIGN_OR_RETURN(const Column again, measure(cpu_flags(), {"cpu", {}, false}, kAgain));
       profile_.first_s = profile_.columns[0].decode.time.p50;
       profile_.last_s = again.decode.time.p50;
     }
@@ -215,6 +215,12 @@ class Profiler {
     FTH_ASSIGN_OR_RETURN(Column c, measure_column(*opened.engine, s.name, work_, [&](double share) {
                            bar.update(static_cast<uint64_t>(share * static_cast<double>(steps)), steps);
                          }));
+    if (what != kAgain) {  // the planner's costs from now on
+      opened.engine->each_profiled(*c.recorder, [&](size_t device, const fth_segment& segment, double median_s) {
+        opened.runs->take_profiled(opened.engine->registry(), device, segment, median_s);
+      });
+      opened.runs->save();
+    }
     c.about = s.about;
     c.software = s.software;
     const auto at = std::find(c.devices.begin(), c.devices.end(), s.name);
@@ -230,7 +236,7 @@ class Profiler {
     return c;
   }
 
-  static constexpr const char* kPlaced = "--place";
+  static constexpr const char *kPlaced = "--place", *kAgain = "cpu again";
   ProfileFlags& f_;
   Profile profile_;
   ProfileWork work_;

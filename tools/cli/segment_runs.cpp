@@ -81,36 +81,63 @@ SegmentRuns::SegmentRuns(uint32_t threads, std::string cpu_options, IfUnknown if
   for (const json::value& v : read_entries(path_, kKey)) {
     const json::object* o = v.if_object();
     const json::value *device = o ? o->if_contains("device") : nullptr, *shape = o ? o->if_contains("shape") : nullptr,
-                      *seconds = o ? o->if_contains("seconds") : nullptr, *busy = o ? o->if_contains("busy") : nullptr;
+                      *seconds = o ? o->if_contains("seconds") : nullptr, *busy = o ? o->if_contains("busy") : nullptr,
+                      *profile = o ? o->if_contains("profile") : nullptr;
     if (device == nullptr || !device->is_string() || shape == nullptr || !shape->is_string() || seconds == nullptr || !seconds->is_double())
       continue;
     const double s = seconds->get_double();
-    if (s > 0 && s < 1e4)
-      rows_[{std::string(device->get_string()), std::string(shape->get_string())}] = {
-          s, busy != nullptr && busy->is_bool() && busy->get_bool()};
+    const auto said = [](const json::value* v) { return v != nullptr && v->is_bool() && v->get_bool(); };
+    if (s > 0 && s < 1e4) rows_[{std::string(device->get_string()), std::string(shape->get_string())}] = {s, said(busy), said(profile)};
   }
 }
 
-std::vector<double> SegmentRuns::seconds(const Registry& registry, size_t device, std::span<const fth_segment> segments) {
+std::string SegmentRuns::about(const Registry& registry, size_t device) const {
   const DeviceEntry& entry = registry.devices()[device];
   const BackendReport& backend = registry.backends()[entry.backend];
   const fth_device_info& info = entry.device.info();
-  const std::string about = utf8_lossy(
+  return utf8_lossy(
       text("%s, index %u, %u threads, %s; ", backend.path.empty() ? "linked in" : identity(backend.path).c_str(), entry.index, threads_,
            backend.path.empty()
                ? cpu_options_.substr(cpu_options_.find("isa=") == std::string::npos ? cpu_options_.size() : cpu_options_.find("isa="))
                      .c_str()
                : "") +
       std::string(info.description, strnlen(info.description, sizeof info.description)) + "; program " + identity("/proc/self/exe"));
-  const bool busy = machine_is_busy();
-  std::vector<double> out;
+}
+
+void SegmentRuns::take_profiled(const Registry& registry, size_t device, const fth_segment& segment, double seconds) {
+  if (seconds <= 0) return;
+  const std::string known = about(registry, device);
+  in_use_.insert(known);
+  rows_[{known, shape_of(segment)}] = {seconds, false, true};
+}
+
+void SegmentRuns::save() const {
+  json::array all;
+  for (const bool in_use : {true, false})  // a full file loses what other programs and devices left
+    for (const auto& [key, row] : rows_) {
+      if (all.size() == kMostRows || (in_use_.count(key.first) != 0) != in_use) continue;
+      all.push_back(
+          {{"device", key.first}, {"shape", key.second}, {"seconds", row.seconds}, {"busy", row.busy}, {"profile", row.by_profile}});
+    }
+  (void)write_entries(path_, kKey, all);  // else measured again
+}
+
+std::vector<SegmentRun> SegmentRuns::seconds(const Registry& registry, size_t device, std::span<const fth_segment> segments,
+                                             IfUnmeasured if_unmeasured) {
+  const DeviceEntry& entry = registry.devices()[device];
+  const BackendReport& backend = registry.backends()[entry.backend];
+  const std::string known = about(registry, device);
+  in_use_.insert(known);
+  const bool measure = if_unmeasured == IfUnmeasured::measure && if_unknown_ == IfUnknown::measure;
+  const bool busy = measure && machine_is_busy();
+  std::vector<SegmentRun> out;
   std::vector<size_t> missing;
   for (size_t i = 0; i < segments.size(); ++i) {
-    const auto found = rows_.find({about, shape_of(segments[i])});
-    out.push_back(found == rows_.end() ? 0 : found->second.seconds);
+    const auto found = rows_.find({known, shape_of(segments[i])});
+    out.push_back(found == rows_.end() ? SegmentRun{} : SegmentRun{found->second.seconds, found->second.by_profile});
     if (found == rows_.end() || (found->second.busy && !busy)) missing.push_back(i);
   }
-  if (missing.empty() || if_unknown_ == IfUnknown::leave) return out;
+  if (missing.empty() || !measure) return out;
   const ChildAnswer answer =
       ask_child({"measure-segments", backend.path, std::to_string(entry.index), std::to_string(threads_), cpu_options_},
                 packed(segments, missing), kSecondsForAll);
@@ -121,15 +148,11 @@ std::vector<double> SegmentRuns::seconds(const Registry& registry, size_t device
   for (size_t m = 0; m < std::min(missing.size(), figures.size()); ++m) {
     const double s = figures[m].is_number() ? figures[m].to_number<double>() : 0;
     if (!(s > 0 && s < 1e4)) continue;
-    Row& row = rows_[{about, shape_of(segments[missing[m]])}];
-    row = {row.seconds > 0 ? std::min(row.seconds, s) : s, busy};
-    out[missing[m]] = row.seconds;
+    Row& row = rows_[{known, shape_of(segments[missing[m]])}];
+    row = {row.seconds > 0 ? std::min(row.seconds, s) : s, busy, false};
+    out[missing[m]].seconds = row.seconds;
   }
-  json::array all;
-  for (const auto& [key, row] : rows_)
-    if (all.size() < kMostRows || key.first == about)
-      all.push_back({{"device", key.first}, {"shape", key.second}, {"seconds", row.seconds}, {"busy", row.busy}});
-  (void)write_entries(path_, kKey, all);  // else measured again
+  save();
   return out;
 }
 

@@ -53,7 +53,8 @@ class Writer {
     switch (kind) {
       case EventKind::step: return "step";
       case EventKind::segment: return "segment";
-      case EventKind::queue: return "device";
+      case EventKind::queue:
+      case EventKind::beside: return "device";
       case EventKind::busy: return "busy";
       case EventKind::wait: return "wait";
       case EventKind::copy: return "copy";
@@ -68,7 +69,7 @@ class Writer {
     if (e.kind == EventKind::step && e.rows == 1) return text("%s %d", e.name, e.id);
     if (e.kind == EventKind::step) return text("%s %d to %d", e.name, e.id, e.id + e.rows - 1);
     if (e.kind == EventKind::read) return text("%s %d.%d", e.name, e.layer, e.id);
-    const std::string name = e.kind == EventKind::wait ? "wait for threads" : e.name;
+    const std::string name = e.kind == EventKind::wait && e.device == 0 ? "wait for threads" : e.name;
     return e.layer >= 0 ? name + ' ' + std::to_string(e.layer) : name;
   }
   static std::string us(int64_t ns) { return text("%lld.%03lld", static_cast<long long>(ns / 1000), static_cast<long long>(ns % 1000)); }
