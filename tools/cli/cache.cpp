@@ -107,6 +107,10 @@ Result<int> run(CacheFlags& f) {
                     {"outdated", item.outdated},
                     {"removed", remove}});
   }
+  if (f.remove == "all") {
+    std::error_code error;
+    fs::remove_all(folder / "packed", error);  // empty by now
+  }
   if (f.json) {
     FTH_RETURN_IF_ERROR(put(json_text(boost::json::object{
         {"folder", utf8_lossy(folder.string())}, {"bytes", total}, {"removed_bytes", removed}, {"files", std::move(rows)}})));
