@@ -15,6 +15,7 @@ namespace fth {
 namespace {
 
 constexpr int64_t kMeasured = 64, kEnough = 32;  // positions of one prompt that are looked at, and that are needed
+constexpr int64_t kMeasuredBeside = 256;         // and where many tokens are compared
 constexpr int64_t kLargest = 40;                 // logits of each that are compared
 // The errors of the largest logits are close to normal, but not around zero: a product is among the largest also because its error went up. Five of their own
 // deviations above their mean is one in three million, and a quarter above the largest seen allows for longer tails.
@@ -248,7 +249,7 @@ Result<> SegmentRunner::wanted_head(int64_t k) {
   if (!check) return {};
   // The logits that stay are the exact ones: this token is right whatever comes of the check.
   const std::vector<float> screened(logits, logits + config_.n_vocab);
-  FTH_RETURN_IF_ERROR(head_rows(n_ - 1, 1, Variant::plain));
+  FTH_RETURN_IF_ERROR(measure_head(n_ - 1, 1));  // z goes on learning
   std::vector<float> order;
   ++stats.checked;
   ++screen.errors.checked;
@@ -264,13 +265,13 @@ Result<> compare_head_rows(Session::Impl& session, std::span<const int32_t> ids,
     using SegmentRunner::SegmentRunner;
     Result<> run(int64_t row0, int64_t n, const float* logits, int64_t wanted, HeadAgreement* out) {
       HeadErrors& errors = e_.screen.errors;
-      if (!errors.enough()) {
+      const auto vocabulary = static_cast<size_t>(config_.n_vocab);
+      const std::vector<float> all(logits, logits + static_cast<size_t>(n) * vocabulary);  // the other ones go to the same place
+      const bool enough = errors.enough();
+      if (errors.positions < kMeasuredBeside)
         for (int64_t row = 0; row < n; row += ScreenedHead::kMeasuredRows)
           FTH_RETURN_IF_ERROR(measure_head(row0 + row, std::min(ScreenedHead::kMeasuredRows, n - row)));
-        return {};
-      }
-      const auto vocabulary = static_cast<size_t>(config_.n_vocab);
-      const std::vector<float> all(logits, logits + static_cast<size_t>(n) * vocabulary);  // the screened ones go to the same place
+      if (!enough) return {};
       std::vector<float> order;
       for (const int64_t k : {int64_t{1}, wanted}) {
         e_.screen_for(k);
@@ -281,10 +282,12 @@ Result<> compare_head_rows(Session::Impl& session, std::span<const int32_t> ids,
           (k == 1 ? out->same_first : out->same_largest) += same;
           ++errors.checked;
           errors.same += same;
-          if (k != 1) continue;
-          ++out->positions;
-          const auto skipped = std::count(screened.begin(), screened.end(), -std::numeric_limits<float>::infinity());
-          out->share += 1 - static_cast<double>(skipped) / static_cast<double>(vocabulary);
+          if (k == 1) {
+            ++out->positions;
+            const auto skipped = std::count(screened.begin(), screened.end(), -std::numeric_limits<float>::infinity());
+            out->share += 1 - static_cast<double>(skipped) / static_cast<double>(vocabulary);
+          }
+          if (!same) FTH_RETURN_IF_ERROR(measure_head(row0 + row, 1));  // what was missed raises z
         }
       }
       return {};
