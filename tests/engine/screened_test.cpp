@@ -62,8 +62,10 @@ TEST(ScreenedHead, HasTheLargestLogitsOfTheExactOne) {
         else
           ASSERT_EQ((*exact)[j], some[j]);
       }
+      // Either may have been the exact head: while errors are measured, and for a token that is checked.
       logits = session.head_again(k);
-      ASSERT_TRUE(std::equal(some.begin(), some.end(), logits->begin()) || engine->head_errors().positions < 40);
+      ASSERT_TRUE(logits) << logits.error().message;
+      for (size_t j = 0; j < some.size(); ++j) ASSERT_TRUE(skipped(some[j]) || skipped((*logits)[j]) || some[j] == (*logits)[j]);
     }
     EXPECT_GT(n_skipped, 100u * 1024u) << k;
     EXPECT_GT(session.stats().head.screened, 100u);

@@ -7,6 +7,7 @@
 
 #include "core/base/bytes.h"
 #include "tools/cli/expert_times.h"
+#include "tools/cli/in_child.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
@@ -265,8 +266,14 @@ Result<std::filesystem::path> streamed_copy(const Model& plain, const EngineOpti
   if (copy.use.empty() && copy.note.empty() && !copy.write) return options.model;
   EngineOptions probe = options;
   probe.plan_only = true;
-  const auto engine = Engine::open(probe);  // what is wrong is said when it is opened for good
-  if (!engine || (*engine)->plan().expert_slots == 0) return options.model;
+  probe.registry.log = nullptr;
+  // In a child: what a plan leaves behind in memory would count as ours.
+  const auto streams = [&] {
+    const auto engine = Engine::open(probe);  // what is wrong is said when it is opened for good
+    return engine && (*engine)->plan().expert_slots > 0;
+  };
+  std::string why_not;
+  if (!in_child(streams, why_not).value_or(false)) return options.model;
   if (!copy.use.empty()) return copy.use;
   // What takes gigabytes is not done unsaid.
   if (!copy.write || common.quiet) {
