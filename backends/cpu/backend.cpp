@@ -20,6 +20,9 @@ constexpr uint64_t kAlignment = 64;
 // flops_per_second replace them.
 constexpr double kBytesPerSecondPerCore = 8e9;
 constexpr uint32_t kCoresThatFillMemory = 4;  // more cores than this share the same memory
+
+// Until the host has measured it (option gather_below): in percent, what an AVX2 machine has.
+constexpr int64_t kGatherBelow = 80;
 double flops_per_core(std::string_view table) {
   constexpr std::pair<std::string_view, double> kEstimates[] = {{"avx2", 100e9},     {"avx512", 160e9},      {"avx512_vnni", 300e9},
                                                                 {"avx_vnni", 180e9}, {"neon_dotprod", 30e9}, {"neon_i8mm", 38e9},
@@ -37,8 +40,13 @@ struct CpuBackend {
 
   class Executable {
    public:
-    Executable(sdk::Host host, const KernelTable& kernels, SegmentPlan plan)
-        : host_(host), kernels_(kernels), plan_(std::move(plan)), values_(plan_.values.size()), slots_(plan_.n_slots) {}
+    Executable(sdk::Host host, const KernelTable& kernels, SegmentPlan plan, int64_t gather_below)
+        : host_(host),
+          kernels_(kernels),
+          plan_(std::move(plan)),
+          gather_below_(gather_below),
+          values_(plan_.values.size()),
+          slots_(plan_.n_slots) {}
     Result<> bind_weights(std::span<const fth_binding> weights);
     Result<Event*> submit(std::span<const fth_binding> bindings, const int64_t* scalars);
     void live_neurons(uint64_t* live, uint64_t* all) const {
@@ -52,6 +60,7 @@ struct CpuBackend {
     sdk::Host host_;
     const KernelTable& kernels_;
     SegmentPlan plan_;
+    int64_t gather_below_;
     std::vector<std::byte*> values_, slots_;  // Run's tables: weights since compile, the rest of the last submit
     NeuronCounts neurons_;
     Event event_;
@@ -59,12 +68,14 @@ struct CpuBackend {
 
   class Device {
    public:
-    Device(sdk::Host host, const KernelTable& kernels, std::string description, double bytes_per_second, double flops_per_second)
+    Device(sdk::Host host, const KernelTable& kernels, std::string description, double bytes_per_second, double flops_per_second,
+           int64_t gather_below)
         : host_(host),
           kernels_(kernels),
           description_(std::move(description)),
           bytes_per_second_(bytes_per_second),
-          flops_per_second_(flops_per_second) {}
+          flops_per_second_(flops_per_second),
+          gather_below_(gather_below) {}
     Result<fth_device_info> info() const;
     Result<std::unique_ptr<Buffer>> alloc(uint64_t bytes) const { return Buffer::allocate(kName, bytes); }
     Result<std::unique_ptr<Buffer>> import_host(void* p, uint64_t bytes) const { return Buffer::import(kName, p, bytes); }
@@ -76,6 +87,7 @@ struct CpuBackend {
     const KernelTable& kernels_;
     std::string description_;
     double bytes_per_second_, flops_per_second_;
+    int64_t gather_below_;
   };
 
   static constexpr double kLaunchSeconds = 5e-6;
@@ -119,7 +131,8 @@ Result<CpuBackend::Event*> CpuBackend::Executable::submit(std::span<const fth_bi
                 .n_tokens = scalars[FTH_SCALAR_TOKENS],
                 .pos = scalars[FTH_SCALAR_POS],
                 .n_slots = plan_.n_slots > 0 ? scalars[FTH_SCALAR_SLOTS] : 0,
-                .neurons = neurons_};
+                .neurons = neurons_,
+                .gather_below = gather_below_};
   if (run.n_tokens < 1 || run.n_tokens > plan_.n_tokens)
     return fail(Code::invalid_argument, text(plan_.name, ": ", run.n_tokens, " tokens, the bucket is ", plan_.n_tokens));
   if (run.pos < 0 || run.pos > (int64_t{1} << 40)) return fail(Code::invalid_argument, text(plan_.name, ": position ", run.pos));
@@ -180,7 +193,7 @@ Result<fth_estimate> CpuBackend::Device::estimate(const sdk::SegmentView& segmen
 Result<std::unique_ptr<CpuBackend::Executable>> CpuBackend::Device::compile(const sdk::SegmentView& segment,
                                                                             std::span<const fth_binding> weights) const {
   FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_segment(segment, kernels_));
-  auto x = std::make_unique<Executable>(host_, kernels_, std::move(plan));
+  auto x = std::make_unique<Executable>(host_, kernels_, std::move(plan), gather_below_);
   FTH_RETURN_IF_ERROR(x->bind_weights(weights));
   return x;
 }
@@ -193,6 +206,17 @@ Result<double> rate(sdk::Options& options, const char* key, double otherwise) {
   if (error != std::errc{} || end != value->data() + value->size() || !(rate > 0 && rate < 1e20))
     return fail(Code::invalid_argument, text("cpu: option ", key, "=", *value, ": need a number above 0"));
   return rate;
+}
+
+// 0: all up rows are always read; 101: live ones alone, always.
+Result<int64_t> gather_below(sdk::Options& options) {
+  const std::optional<std::string> value = options.take("gather_below");
+  if (!value) return kGatherBelow;
+  int64_t percent = -1;
+  const auto [end, error] = std::from_chars(value->data(), value->data() + value->size(), percent);
+  if (error != std::errc{} || end != value->data() + value->size() || percent < 0 || percent > 101)
+    return fail(Code::invalid_argument, text("cpu: option gather_below=", *value, ": need a whole number from 0 to 101 (percent)"));
+  return percent;
 }
 
 // "avx2 (no avx512_vnni in cpuid)" for each table but `used`.
@@ -220,9 +244,11 @@ Result<std::unique_ptr<CpuBackend::Device>> CpuBackend::open(sdk::Host host, uin
   FTH_ASSIGN_OR_RETURN(const double bytes_per_second,
                        rate(options, "bytes_per_second", kBytesPerSecondPerCore * std::min(threads, kCoresThatFillMemory)));
   FTH_ASSIGN_OR_RETURN(const double flops_per_second, rate(options, "flops_per_second", flops_per_core(table->name) * threads));
+  FTH_ASSIGN_OR_RETURN(const int64_t gather, gather_below(options));
   const std::string description = text(cpu_model(), "; kernels ", table->name, "; not used: ", other_tables(all, table));
   host.log(FTH_LOG_DEBUG, text("cpu: ", description));
-  return std::make_unique<Device>(host, *table, description, bytes_per_second, flops_per_second);
+  host.log(FTH_LOG_DEBUG, text("cpu: live up rows are gathered below ", gather, " % of live neurons"));
+  return std::make_unique<Device>(host, *table, description, bytes_per_second, flops_per_second, gather);
 }
 
 }  // namespace

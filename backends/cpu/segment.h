@@ -46,6 +46,7 @@ struct Run {
   std::byte* const* slots;   // by Value::first_slot + slot; null where unused
   int64_t n_tokens, pos, n_slots;
   NeuronCounts& neurons;
+  int64_t gather_below;  // percent of a piece's neurons: where fewer are alive, only their up rows are read
 
   template <class T>
   T* at(ValueId v) const {

@@ -345,8 +345,17 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
     if (kind == SegmentKind::head && screen.plane.bytes > 0) {
       const Segment screened = screened_head_segment(*model, screen.plane, screen.mean, std::min(kMaxWanted, c.n_vocab), 0);
       for (size_t d = 0; d < devices.size(); ++d)
-        if (const auto estimate = device(d).estimate(screened.view()); estimate && s.cost[d].supported)
-          s.cost[d].workspace_bytes = std::max(s.cost[d].workspace_bytes, estimate->workspace_bytes);
+        if (const auto estimate = device(d).estimate(screened.view()); estimate && s.cost[d].supported) {
+          SegmentCost& cost = s.cost[d];
+          cost.workspace_bytes = std::max(cost.workspace_bytes, estimate->workspace_bytes);
+          // What decoding will do, greedily or among the k largest; measured was the exact head.
+          if (devices[d].host_memory && estimate->seconds < cost.seconds) cost.seconds = estimate->seconds, cost.measured = false;
+        }
+    }
+    // Their time is what the device takes that they were given to.
+    if (kind == SegmentKind::experts && s.cost[0].supported) {
+      s.cost[0].seconds *= expert_choice.time_ratio(1);
+      s.cost[0].step_seconds *= expert_choice.time_ratio(shapes.max_bucket);
     }
     for (size_t d = 1; d < devices.size() && !only_host.empty(); ++d) {
       s.cost[d].supported = false;
@@ -399,7 +408,10 @@ Result<> Engine::Impl::plan_for(int64_t ubatch, int64_t page_cells, int64_t resi
       mine.front().weight_bytes = 0;
       fixed.push_back({"embedding rows", "ram", static_cast<uint64_t>(shapes.max_bucket) * row_bytes(model->token_embd.dtype, c.n_embd)});
     }
-    return make_plan(devices, std::move(mine), fixed, model->bytes_per_token(), p);
+    uint64_t bytes = model->bytes_per_token();
+    if (screen.plane.bytes > 0)
+      bytes -= std::min(bytes, model->output.bytes - std::min(model->output.bytes, screen.expected_bytes(model->output)));
+    return make_plan(devices, std::move(mine), fixed, bytes, p);
   };
   if (options.experts == ExpertPlacement::streamed && !c.is_sparse())
     return fail(Code::invalid_argument, "experts cannot be streamed: the model is dense and has none");
@@ -530,9 +542,9 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
     impl->chat_template = std::move(*parsed);
   }
   FTH_RETURN_IF_ERROR(impl->detect());
-  FTH_RETURN_IF_ERROR(impl->choose_experts());
   if (options.head == HeadMode::screened) impl->shape_plane();
   const bool reorders = impl->wants_reordered();
+  FTH_RETURN_IF_ERROR(impl->choose_experts());  // in the order that they will have
   Result<> decided = impl->decide();
   if (!decided && decided.error().code == Code::resource_exhausted && impl->screen.plane.bytes > 0) {
     impl->screen.why_not = "the budget has no room for its plane of " + format_bytes(std::exchange(impl->screen.plane, {}).bytes);
@@ -544,6 +556,7 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options) {
   if (reorders && impl->streamed()) {
     impl->options.ubatch = impl->ubatch_wanted;
     impl->keep_order("experts are streamed from the file as it is; `forethought pack` writes one that decodes faster");
+    FTH_RETURN_IF_ERROR(impl->choose_experts());
     FTH_RETURN_IF_ERROR(impl->decide());
   }
   if (options.repack == Repack::memory && !impl->repack_note.empty())

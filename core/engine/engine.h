@@ -83,8 +83,12 @@ using MeasureSegments =
 struct HeadErrors {
   int64_t positions = 0, samples = 0;
   double sum = 0, squares = 0, largest = 0;
-  bool enough() const;  // to screen by
-  double z() const;     // a row is skipped when its estimate is so many deviations too small
+  int64_t checked = 0,
+          same = 0;      // screened positions that were computed by the exact head, too; those with the same wanted logits, to the bit
+  bool enough() const;   // to screen by
+  bool trusted() const;  // at least 99.99 % of the checked ones are the same
+  double z() const;      // a row is skipped when its estimate is so many deviations too small
+  bool operator==(const HeadErrors&) const = default;
 };
 
 enum class HeadMode {

@@ -65,16 +65,21 @@ class GuessTrial {
 };
 
 struct ScreenedHead {
-  bool ready = false;   // the plane is there, and it pays
+  bool ready = false;   // the plane is there, it pays, and it agrees with the exact head
   std::string why_not;  // it was asked for, and the exact head is used
   Weight plane, mean;   // shapes first, data in `memory` when ready
   HostBlock memory;
   HeadErrors errors;
   int64_t k = 0;  // of the compiled segment, with z
   double z = 0;
-  uint64_t tokens = 0, rows = 0;               // screened, and rows multiplied for them
-  static constexpr int64_t kMeasuredRows = 8;  // positions at once while errors are measured: their logits take memory
+  uint64_t tokens = 0, rows = 0;  // screened, and rows multiplied for them
+  bool check_now() const { return errors.checked < kCheckedFirst || tokens % kCheckedLater == 0; }
+  static constexpr int64_t kCheckedFirst = 32;    // screened tokens of a model that are computed by the exact head, too,
+  static constexpr uint64_t kCheckedLater = 256;  // and one of so many later
+  static constexpr int64_t kMeasuredRows = 8;     // positions at once while errors are measured: their logits take memory
   uint64_t data_bytes() const { return plane.bytes + mean.bytes; }
+  // Of a token, where one row in a hundred is multiplied.
+  uint64_t expected_bytes(const Weight& head) const { return plane.bytes + head.bytes / 100; }
   uint64_t arena_bytes() const { return data_bytes() + static_cast<uint64_t>(kMeasuredRows * plane.rows) * sizeof(float); }
 };
 
@@ -215,6 +220,7 @@ struct Engine::Impl {
   // The screened head.  [screened_head.cpp]
   void shape_plane();
   Result<> make_plane();
+  bool trust_screen();         // false, and the exact head from now on, where the checked tokens do not agree
   void screen_for(int64_t k);  // what the screened segment is built with; one that was compiled for another k or z goes
   bool screens(int64_t k) const { return screen.ready && k > 0 && k <= kMaxWanted && k <= model->config.n_vocab / 16; }
   // Rows of the embedding into embedding_rows, in order.
@@ -310,6 +316,10 @@ struct ActivationBytes {
   uint64_t touched = 0, all = 0, earlier = 0;  // earlier: Session::Impl::earlier, in either memory
 };
 ActivationBytes activation_bytes(const Engine::Impl& engine);
+
+// The heads side by side at rows of the step at hand, which has `ids` from `pos` on; `exact` are their logits.  [screened_head.cpp]
+Result<> compare_head_rows(Session::Impl& session, std::span<const int32_t> ids, int64_t pos, int64_t first_row, int64_t rows,
+                           const float* exact, int64_t k, HeadAgreement* sum);
 
 // The head of the last step's only position, with k wanted logits.  [screened_head.cpp]
 Result<> run_head_again(Session::Impl& session, int64_t k);

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "core/engine/engine_impl.h"
+#include "core/model/neuron_major.h"
 
 namespace fth {
 namespace {
@@ -26,10 +27,17 @@ class TimedExpert {
     FTH_ASSIGN_OR_RETURN(t.executable_, device.compile(s.view(), {}));
     const Layer& l = model.layers[0];
     const int64_t k = model.config.top_k;
-    // Weights of the mapping; a device only reads them.
+    // Weights of the mapping; a device only reads them. A down matrix that will be put into another order is timed in that order.
     for (const Weight* w : {&l.gate, &l.up, &l.down}) {
+      const std::byte* data = w->data;
+      if (w == &l.down && l.down_layout == DownLayout::neuron_major && !model.config.packed) {
+        FTH_ASSIGN_OR_RETURN(t.reordered_, HostBlock::allocate(w->expert_bytes(), "an expert's down matrix"));
+        if (!to_neuron_major(w->dtype, w->rows, w->cols, data, t.reordered_.data()))
+          return fail(Code::internal, w->name + ": cannot be put into neuron-major order");
+        data = t.reordered_.data();
+      }
       FTH_ASSIGN_OR_RETURN(t.matrices_[static_cast<size_t>(t.n_matrices_++)],
-                           device.import_host(const_cast<std::byte*>(w->data), w->expert_bytes()));
+                           device.import_host(const_cast<std::byte*>(data), w->expert_bytes()));
     }
     size_t matrix = 0, port = 0;
     for (const fth_tensor& tensor : s.tensors) {
@@ -82,6 +90,7 @@ class TimedExpert {
   }
 
   Executable executable_;
+  HostBlock reordered_;  // outlives its buffer
   std::array<Buffer, 3> matrices_;
   int64_t n_matrices_ = 0;
   std::vector<Buffer> buffers_;
@@ -129,6 +138,12 @@ double seconds_for_rows(std::span<const ExpertTimes> times, size_t candidate, do
   return times.back().seconds[candidate] * rows / static_cast<double>(times.back().rows);
 }
 
+double ExpertChoice::time_ratio(int64_t tokens) const {
+  for (const ExpertBucket& b : buckets)
+    if (b.tokens >= tokens) return b.seconds[0] > 0 ? b.seconds[b.chosen] / b.seconds[0] : 1;
+  return 1;
+}
+
 size_t quickest(std::span<const double> seconds) {
   const auto best = static_cast<size_t>(std::min_element(seconds.begin(), seconds.end()) - seconds.begin());
   return seconds[best] < kWorthLeaving * seconds[0] ? best : 0;
@@ -136,6 +151,8 @@ size_t quickest(std::span<const double> seconds) {
 
 Result<> Engine::Impl::choose_experts() {
   ExpertChoice& choice = expert_choice;
+  choice = {};
+  experts_on.fill(0);
   if (!model->config.is_sparse()) return {};
   const auto backend = [&](size_t d) { return std::string(device(d).api().name); };
   for (size_t d = 1; d < registry->devices().size(); ++d) {

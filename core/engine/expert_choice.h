@@ -31,6 +31,9 @@ struct ExpertChoice {
   std::vector<ExpertTimes> times;
   std::vector<ExpertBucket> buckets;
   std::string note;  // "measured now", "measured before", or why there was nothing to choose
+
+  // Of the chosen device's time to the placed one's, for a step of so many tokens; 1 where nothing was chosen.
+  double time_ratio(int64_t tokens) const;
 };
 
 inline constexpr int64_t kTimedRows[] = {1, 4, 8, 16, 32, 64};

@@ -15,17 +15,31 @@ namespace fth {
 namespace {
 
 constexpr int64_t kMeasured = 64, kEnough = 32;  // positions of one prompt that are looked at, and that are needed
+constexpr int64_t kMeasuredBeside = 256;         // and where many tokens are compared
 constexpr int64_t kLargest = 40;                 // logits of each that are compared
 // The errors of the largest logits are close to normal, but not around zero: a product is among the largest also because its error went up. Five of their own
 // deviations above their mean is one in three million, and a quarter above the largest seen allows for longer tails.
 constexpr double kDeviations = 5, kMargin = 1.25;
-constexpr uint64_t kTried = 32;      // screened tokens after which it has to have paid
-constexpr double kWorth = 0.9;       // of the exact head's bytes
-constexpr int64_t kPlaneRows = 512;  // made at once
+constexpr uint64_t kTried = 32;           // screened tokens after which it has to have paid
+constexpr double kWorth = 0.9;            // of the exact head's bytes
+constexpr int64_t kPlaneRows = 512;       // made at once
+constexpr int64_t kAtMostOneIn = 10'000;  // checked positions may differ
+
+// Whether the k largest of the exact logits are the k largest of the others, to the bit. Those of the screened head that are there have the exact head's bits by
+// contract; one that is larger than it should be would be among them.
+bool same_largest(std::span<const float> exact, std::span<const float> screened, int64_t k, std::vector<float>* order) {
+  order->assign(exact.begin(), exact.end());
+  std::nth_element(order->begin(), order->begin() + k - 1, order->end(), std::greater<>());
+  const float floor = (*order)[static_cast<size_t>(k - 1)];
+  for (size_t i = 0; i < exact.size(); ++i)
+    if (std::max(exact[i], screened[i]) >= floor && exact[i] != screened[i]) return false;
+  return true;
+}
 
 }  // namespace
 
 bool HeadErrors::enough() const { return positions >= kEnough; }
+bool HeadErrors::trusted() const { return (checked - same) * kAtMostOneIn <= checked; }
 
 double HeadErrors::z() const {
   const auto n = static_cast<double>(std::max<int64_t>(samples, 1));
@@ -113,6 +127,15 @@ Result<> Engine::Impl::make_plane() {
   return {};
 }
 
+bool Engine::Impl::trust_screen() {
+  const HeadErrors& e = screen.errors;
+  if (e.trusted()) return true;
+  screen.ready = false;
+  screen.why_not = "the screened one had other largest logits in " + std::to_string(e.checked - e.same) + " of " +
+                   std::to_string(e.checked) + " checked tokens; 1 in " + std::to_string(kAtMostOneIn) + " is allowed";
+  return false;
+}
+
 void Engine::Impl::screen_for(int64_t k) {
   const double z = screen.errors.z();
   if (screen.k == k && screen.z == z) return;
@@ -129,11 +152,17 @@ std::string Engine::screened_head() const {
   if (!s.errors.enough()) return out + "; exact until " + std::to_string(kEnough) + " positions have been compared";
   char z[32];
   std::snprintf(z, sizeof z, "%.1f", s.errors.z());
-  return out + ", z " + z + " from " + std::to_string(s.errors.positions) + " positions";
+  out += std::string(", z ") + z + " from " + std::to_string(s.errors.positions) + " positions";
+  if (s.errors.checked == 0) return out + ", not checked yet";
+  return out + ", the exact head's largest logits in " + std::to_string(s.errors.same) + " of " + std::to_string(s.errors.checked) +
+         " checked tokens";
 }
 
 const HeadErrors& Engine::head_errors() const { return impl_->screen.errors; }
-void Engine::set_head_errors(const HeadErrors& errors) { impl_->screen.errors = errors; }
+void Engine::set_head_errors(const HeadErrors& errors) {
+  impl_->screen.errors = errors;
+  impl_->trust_screen();
+}
 
 Result<> SegmentRunner::head_rows(int64_t first_row, int64_t rows, Variant variant) {
   first_row_ = first_row;
@@ -209,6 +238,7 @@ Result<> SegmentRunner::wanted_head(int64_t k) {
   bytes_ += rows * row_size;
   s_.times[{e_.device_for(SegmentKind::head, -1), SegmentKind::head}].bytes += rows * row_size;
   screen.rows += rows;
+  const bool check = screen.check_now();
   if (++screen.tokens % kTried == 0) {
     const double read = static_cast<double>(screen.plane.bytes * kTried + std::exchange(screen.rows, 0) * row_size);
     if (read > kWorth * static_cast<double>(e_.model->output.bytes * kTried)) {
@@ -216,7 +246,54 @@ Result<> SegmentRunner::wanted_head(int64_t k) {
       screen.why_not = "too many rows could not be told apart by 2 bits a weight";
     }
   }
+  if (!check) return {};
+  // The logits that stay are the exact ones: this token is right whatever comes of the check.
+  const std::vector<float> screened(logits, logits + config_.n_vocab);
+  FTH_RETURN_IF_ERROR(measure_head(n_ - 1, 1));  // z goes on learning
+  std::vector<float> order;
+  ++stats.checked;
+  ++screen.errors.checked;
+  screen.errors.same += same_largest({logits, screened.size()}, screened, k, &order);
+  e_.trust_screen();
   return {};
+}
+
+Result<> compare_head_rows(Session::Impl& session, std::span<const int32_t> ids, int64_t pos, int64_t first_row, int64_t rows,
+                           const float* exact, int64_t k, HeadAgreement* sum) {
+  class Heads : public SegmentRunner {
+   public:
+    using SegmentRunner::SegmentRunner;
+    Result<> run(int64_t row0, int64_t n, const float* logits, int64_t wanted, HeadAgreement* out) {
+      HeadErrors& errors = e_.screen.errors;
+      const auto vocabulary = static_cast<size_t>(config_.n_vocab);
+      const std::vector<float> all(logits, logits + static_cast<size_t>(n) * vocabulary);  // the other ones go to the same place
+      const bool enough = errors.enough();
+      if (errors.positions < kMeasuredBeside)
+        for (int64_t row = 0; row < n; row += ScreenedHead::kMeasuredRows)
+          FTH_RETURN_IF_ERROR(measure_head(row0 + row, std::min(ScreenedHead::kMeasuredRows, n - row)));
+      if (!enough) return {};
+      std::vector<float> order;
+      for (const int64_t k : {int64_t{1}, wanted}) {
+        e_.screen_for(k);
+        for (int64_t row = 0; row < n; ++row) {
+          FTH_RETURN_IF_ERROR(head_rows(row0 + row, 1, Variant::screened));
+          const std::span<const float> screened(s_.host<float>(Port::logits), vocabulary);
+          const bool same = same_largest(std::span(all).subspan(static_cast<size_t>(row) * vocabulary, vocabulary), screened, k, &order);
+          (k == 1 ? out->same_first : out->same_largest) += same;
+          ++errors.checked;
+          errors.same += same;
+          if (k == 1) {
+            ++out->positions;
+            const auto skipped = std::count(screened.begin(), screened.end(), -std::numeric_limits<float>::infinity());
+            out->share += 1 - static_cast<double>(skipped) / static_cast<double>(vocabulary);
+          }
+          if (!same) FTH_RETURN_IF_ERROR(measure_head(row0 + row, 1));  // what was missed raises z
+        }
+      }
+      return {};
+    }
+  };
+  return Heads(session, ids, pos).run(first_row, rows, exact, k, sum);
 }
 
 Result<> run_head_again(Session::Impl& session, int64_t k) {

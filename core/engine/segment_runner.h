@@ -50,6 +50,10 @@ class SegmentRunner {
   // The last position's logits where only the largest are wanted: screened, or exact while the estimates' errors are being measured.  [screened_head.cpp]
   Result<> wanted_head(int64_t k);
 
+  // Some rows' logits by one of the heads, fetched; the exact head's with the errors of the estimates booked.
+  Result<> head_rows(int64_t first_row, int64_t rows, Variant variant);
+  Result<> measure_head(int64_t first_row, int64_t rows);
+
   // For the recorder; nothing without one.
   int64_t clock() const { return e_.recorder == nullptr ? 0 : Recorder::now(); }
   void note(EventKind kind, const char* what, int64_t begin_ns, int64_t layer, size_t device = 0, uint64_t bytes = 0);
@@ -68,8 +72,6 @@ class SegmentRunner {
   int64_t first_row_ = 0, n_rows_ = 0;  // of the head run
 
  private:
-  Result<> head_rows(int64_t first_row, int64_t rows, Variant variant);
-  Result<> measure_head(int64_t first_row, int64_t rows);
   void bind_pages(Port port);
   int64_t pages_in_use() const;
   Result<> bind_experts(const Compiled& c, Port port, int64_t layer);

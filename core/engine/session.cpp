@@ -272,6 +272,26 @@ Result<std::span<const float>> Session::head_again(int64_t k) {
   return std::span<const float>(s.memory.host<float>(Port::logits), static_cast<size_t>(s.engine->model->config.n_vocab));
 }
 
+Result<> Session::compare_heads(std::span<const int32_t> ids, int64_t k, HeadAgreement* sum, const std::function<bool()>& go_on) {
+  Impl& s = *impl_;
+  if (!s.engine->screens(k))
+    return fail(Code::failed_precondition, "there is no screened head for " + std::to_string(k) + " logits" +
+                                               (s.engine->screen.why_not.empty() ? std::string() : ": " + s.engine->screen.why_not));
+  const Stats stats = s.stats;
+  const auto times = s.times;
+  const auto on_rows = [&](int64_t first_pos, int64_t rows, const float* exact) -> Result<> {
+    if (go_on && !go_on()) return fail(Code::cancelled, "interrupted");
+    const auto pos = static_cast<int64_t>(s.tokens.size());
+    const std::span<const int32_t> part = ids.subspan(static_cast<size_t>(s.stats.prompt_tokens - stats.prompt_tokens));
+    const size_t n = std::min(static_cast<size_t>(s.engine->options.ubatch), part.size());
+    return compare_head_rows(s, part.subspan(0, n), pos, first_pos - pos, rows, exact, k, sum);
+  };
+  const Result<> done = prefill_all(ids, on_rows);
+  s.stats = stats;
+  s.times = times;
+  return done;
+}
+
 Result<> Session::prefill_all(std::span<const int32_t> ids, const OnRows& on_rows) {
   Impl& s = *impl_;
   FTH_RETURN_IF_ERROR(check_ids(*this, s.engine->model->config, ids));

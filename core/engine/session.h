@@ -49,7 +49,16 @@ struct TokenStats {  // of one decoded token
 // The screened head, where it was used. rows: multiplied, of all rows of those tokens.
 struct HeadStats {
   uint64_t screened = 0, exact = 0;  // tokens, of those whose largest logits alone were wanted
+  uint64_t checked = 0;              // of the screened ones, those that were computed by the exact head, too
   uint64_t rows = 0, all_rows = 0;
+};
+
+// The screened head against the exact one, position by position.
+struct HeadAgreement {
+  int64_t positions = 0;
+  int64_t same_first = 0;    // the same largest logit, one being wanted
+  int64_t same_largest = 0;  // the same k largest, in the same order and to the bit, k being wanted
+  double share = 0;          // of the rows that were multiplied for one logit, summed over positions
 };
 
 struct Stats {
@@ -96,6 +105,10 @@ class Session {
   void set_wanted_logits(int64_t k);
   // The last decoded token's logits once more, with k as above; in no figures. For comparisons. failed_precondition when the last step was no decode.
   Result<std::span<const float>> head_again(int64_t k);
+  // Appends `ids` and adds to `sum` what the screened head gives at each of their positions beside the exact one, also to Engine::head_errors(). The first positions
+  // of a model that has not been measured only measure it. For comparisons; in no figures. go_on() false stops it: cancelled. failed_precondition where
+  // there is no screened head for k logits.
+  Result<> compare_heads(std::span<const int32_t> ids, int64_t k, HeadAgreement* sum, const std::function<bool()>& go_on);
   // Logits of every position of `ids`: on_rows(first_pos, rows, values [rows, n_vocab]) per ubatch.
   Result<> prefill_all(std::span<const int32_t> ids,
                        const std::function<Result<>(int64_t first_pos, int64_t rows, const float* values)>& on_rows);

@@ -57,6 +57,53 @@ class Head(unittest.TestCase):
         done = self.run_here("bench", "-m", TINY, "--cpu-only", "--pp", 0, "--tg", 64, "-r", 1, "--lm-head", "screened", "--json", "-q")
         heads = json.loads(done.stdout)["lm_head"]
         self.assertEqual((heads["tokens"], heads["same_first"], heads["same_largest_40"]), (64, 64, 64))
+        self.assertIn("the exact head's largest logits in", heads["how"])
+        tokens = pathlib.Path(self.folder.name) / "tokens.txt"
+        tokens.write_text(" ".join(str(i * 7919 % 2048) for i in range(300)))
+        more = ["bench", "-m", TINY, "--cpu-only", "--pp", 8, "--tg", 1, "-r", 1, "--ctx", 128, "--tokens", tokens, "-q"]
+        heads = json.loads(self.run_here(*more, "--lm-head", "screened", "--compare-heads", 300, "--json").stdout)["lm_head"]
+        self.assertEqual((heads["tokens"], heads["same_first"], heads["same_largest_40"]), (300, 300, 300))
+        (kept,) = json.loads((self.cache / "head.json").read_text())["heads"]
+        self.assertGreaterEqual(kept["same"], 728)
+        self.assertEqual(kept["checked"], kept["same"])
+        for wrong in (["--compare-heads", 300], ["--lm-head", "screened", "--compare-heads", 301]):
+            self.assertEqual(run(*more, *wrong).returncode, USAGE)
+
+    def test_a_head_that_disagreed_stays_off(self):
+        self.run_here("run", "-m", TINY, *PROMPT, "--lm-head", "screened")
+        kept = json.loads((self.cache / "head.json").read_text())
+        kept["heads"][0].update(checked=500, same=499)
+        (self.cache / "head.json").write_text(json.dumps(kept))
+        done = self.run_here("run", "-m", TINY, *PROMPT, "--lm-head", "screened", "--json")
+        self.assertEqual(json.loads(done.stdout)["stats"]["lm_head"]["screened"], 0)
+        self.assertIn("other largest logits in 1 of 500", self.run_here("run", "-m", TINY, *PROMPT, "--lm-head", "screened").stderr)
+
+    def test_the_crossover_of_up_rows(self):
+        measured = json.loads(self.run_here("plan", "-m", TINY, "--cpu-only", "--json").stdout)
+        self.assertTrue(40 <= measured["gather_below"] <= 101, measured["gather_below"])
+        self.assertEqual(measured["gather_note"], "measured before")
+        kept = json.loads((self.cache / "gather.json").read_text())
+        (entry,) = kept["gather"]
+        self.assertEqual(entry["below"], measured["gather_below"])
+        # What is kept is what is used.
+        entry["below"] = 57
+        (self.cache / "gather.json").write_text(json.dumps(kept))
+        done = self.run_here("run", "-m", TINY, *PROMPT, "--print-ids", "-v")
+        self.assertIn("live up rows are gathered below 57 % of live neurons (up q4_0, ", done.stderr)
+        self.assertIn("cpu: live up rows are gathered below 57 % of live neurons", done.stderr)
+        self.assertIn("below 57 % of live neurons", self.run_here("devices", "-v", "--cpu-only").stdout)
+        self.assertIn("below 57 % of live neurons", self.run_here("plan", "-m", TINY, "--cpu-only").stdout)
+        for percent in (0, 101):
+            forced = self.run_here("run", "-m", TINY, *PROMPT, "--print-ids", "-v", "--gather-below", percent)
+            self.assertEqual(forced.stdout, done.stdout)
+            self.assertIn(f"cpu: live up rows are gathered below {percent} %", forced.stderr)
+        # Another number of threads, a damaged file: measured again.
+        self.run_here("plan", "-m", TINY, "--cpu-only", "--threads", "1")
+        self.assertEqual(len(json.loads((self.cache / "gather.json").read_text())["gather"]), 2)
+        (self.cache / "gather.json").write_text('{"gather": [{"machine": 1, "below": 900}]}')
+        self.assertIn("measured now", json.loads(self.run_here("plan", "-m", TINY, "--cpu-only", "--json").stdout)["gather_note"])
+        for wrong in ("102", "-1", "half"):
+            self.assertEqual(run("plan", "-m", TINY, f"--gather-below={wrong}").returncode, USAGE)
 
     def test_repacked(self):
         model = pathlib.Path(self.folder.name) / "model.gguf"
@@ -75,6 +122,43 @@ class Head(unittest.TestCase):
         self.assertGreater(copy.stat().st_mtime_ns, written)
         self.assertEqual(len(list((self.cache / "packed").iterdir())), 1)
         self.assertEqual(run("run", "-m", model, *PROMPT, "--repack", "disk").returncode, USAGE)
+
+    def test_streamed_experts_get_a_packed_copy(self):
+        model = pathlib.Path(self.folder.name) / "model.gguf"
+        shutil.copy(TINY, model)
+        streamed = ["run", "-m", model, *PROMPT, "--print-ids", "--experts", "streamed", "--expert-slots", "16"]
+        off = self.run_here(*streamed, "--repack", "off")
+        self.assertFalse((self.cache / "packed").exists())
+        self.assertIn("a run writes it once", self.run_here("plan", "-m", model, "--cpu-only", "--experts", "streamed").stderr)
+        quiet = self.run_here(*streamed, "-q")  # gigabytes are not written unsaid
+        self.assertEqual(list((self.cache / "packed").iterdir()), [])
+        first = self.run_here(*streamed)
+        self.assertRegex(first.stderr, r"a packed copy of the model, .* is written now, once, .*--repack off")
+        (copy,) = (self.cache / "packed").glob("*.gguf")
+        written = copy.stat().st_mtime_ns
+        again = self.run_here(*streamed)
+        self.assertNotIn("written", again.stderr)
+        self.assertEqual(copy.stat().st_mtime_ns, written)
+        self.assertEqual({done.stdout for done in (quiet, first, again)}, {off.stdout})
+        # Resident experts need none.
+        self.assertIn("in neuron-major order", self.run_here("run", "-m", model, *PROMPT, "-v").stderr)
+        copy.write_bytes(b"not a model")
+        self.assertEqual(self.run_here(*streamed).stdout, off.stdout)
+        listed = json.loads(self.run_here("cache", "--json").stdout)
+        (packed,) = [f for f in listed["files"] if f["path"] == str(copy)]
+        self.assertEqual((packed["bytes"], packed["outdated"]), (copy.stat().st_size, False))
+        self.run_here("cache", "--remove", "outdated")
+        self.assertTrue(copy.exists())
+        os.utime(model, ns=(1, 1))
+        self.run_here("cache", "--remove", "outdated")
+        self.assertFalse(copy.exists())
+        self.run_here(*streamed)
+        self.assertIn("removed", self.run_here("cache", "--remove", "packed").stdout)
+        self.assertEqual(list((self.cache / "packed").iterdir()), [])
+        self.assertTrue((self.cache / "machine.json").exists())
+        self.run_here("cache", "--remove", "all")
+        self.assertEqual(list(self.cache.iterdir()), [])
+        self.assertEqual(run("cache", "--remove", "some").returncode, USAGE)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def measured_cache(folder):
     """Puts this machine's speed and its disk's into a cache folder as if measured in peace, so that each run there does not measure them again."""
     if not _figures:
         with tempfile.TemporaryDirectory() as first:
-            subprocess.run([program_path(), "run", "-m", TINY, "--cpu-only", "--experts", "streamed", "--expert-slots", "16", "-p", "x", "-n", "1"],
+            subprocess.run([program_path(), "run", "-m", TINY, "--cpu-only", "--experts", "streamed", "--expert-slots", "16", "--repack", "off", "-p", "x", "-n", "1"],
                            stdin=subprocess.DEVNULL, capture_output=True, timeout=120, env={**os.environ, "XDG_CACHE_HOME": first})
             for path in pathlib.Path(first).glob("forethought/*.json"):
                 _figures[path.name] = path.read_text().replace('"busy": true', '"busy": false')

@@ -23,6 +23,15 @@ TEST(ExpertChoice, TimesLieOnLines) {
   EXPECT_DOUBLE_EQ(seconds_for_rows(times, 0, 16), 160);
 }
 
+TEST(ExpertChoice, PlansTakeTheTimeOfTheChosenDevice) {
+  ExpertChoice choice;
+  EXPECT_DOUBLE_EQ(choice.time_ratio(1), 1);
+  choice.buckets = {{1, 1, {10, 30}, 0}, {8, 2, {10, 8}, 1}, {512, 48, {100, 25}, 1}};
+  EXPECT_DOUBLE_EQ(choice.time_ratio(1), 1);
+  EXPECT_DOUBLE_EQ(choice.time_ratio(8), 0.8);
+  EXPECT_DOUBLE_EQ(choice.time_ratio(128), 0.25);
+}
+
 TEST(ExpertChoice, LeavingTheFirstHasToBeWorthIt) {
   EXPECT_EQ(quickest(std::vector<double>{10, 30}), 0u);
   EXPECT_EQ(quickest(std::vector<double>{10, 9.8}), 0u);

@@ -62,8 +62,10 @@ TEST(ScreenedHead, HasTheLargestLogitsOfTheExactOne) {
         else
           ASSERT_EQ((*exact)[j], some[j]);
       }
+      // Either may have been the exact head: while errors are measured, and for a token that is checked.
       logits = session.head_again(k);
-      ASSERT_TRUE(std::equal(some.begin(), some.end(), logits->begin()) || engine->head_errors().positions < 40);
+      ASSERT_TRUE(logits) << logits.error().message;
+      for (size_t j = 0; j < some.size(); ++j) ASSERT_TRUE(skipped(some[j]) || skipped((*logits)[j]) || some[j] == (*logits)[j]);
     }
     EXPECT_GT(n_skipped, 100u * 1024u) << k;
     EXPECT_GT(session.stats().head.screened, 100u);
@@ -112,6 +114,112 @@ TEST(ScreenedHead, GivesUpWhenItDoesNotPay) {
   for (int i = 0; i < 40; ++i) ASSERT_TRUE(session.decode(100));
   EXPECT_THAT(engine->screened_head(), HasSubstr("exact: too many rows"));
   EXPECT_EQ(session.stats().head.screened, 32u);
+}
+
+// 99.99 % is the promise; of these 2,000 positions all have to agree.
+TEST(ScreenedHead, AgreesWithTheExactOneAtTwoThousandPositions) {
+  auto engine = open(options(HeadMode::screened));
+  ASSERT_TRUE(engine);
+  Session session = *engine->new_session();
+  ASSERT_TRUE(session.prefill(engine->tokenizer().encode(kPrompt, SpecialTokens::parse)));
+  std::vector<int32_t> ids(500);
+  uint64_t state = 7;
+  HeadAgreement sum;
+  while (sum.positions < 2000) {
+    for (int32_t& id : ids) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      id = static_cast<int32_t>((state >> 33) % static_cast<uint64_t>(engine->model().config.n_vocab));
+    }
+    session.clear();
+    const auto done = session.compare_heads(ids, 40, &sum, {});
+    ASSERT_TRUE(done) << done.error().message;
+  }
+  EXPECT_EQ(sum.same_first, sum.positions);
+  EXPECT_EQ(sum.same_largest, sum.positions);
+  EXPECT_LT(sum.share, 0.2 * static_cast<double>(sum.positions));
+  EXPECT_EQ(engine->head_errors().checked, 2 * sum.positions);
+  EXPECT_THAT(engine->screened_head(), HasSubstr("checked tokens"));
+  const auto stopped = session.compare_heads(std::span(ids).first(5), 40, &sum, [] { return false; });
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, Code::cancelled);
+}
+
+TEST(ScreenedHead, IsGivenUpWhereItDisagrees) {
+  auto engine = open(options(HeadMode::screened)), exact = open(options(HeadMode::exact));
+  ASSERT_TRUE(engine && exact);
+  engine->set_head_errors({64, 6400, 0, 0, 0});  // as if estimates were exact: rows of one deviation below the floor are skipped
+  Session a = *engine->new_session(), b = *exact->new_session();
+  a.set_wanted_logits(20);
+  const auto ids = engine->tokenizer().encode(kPrompt, SpecialTokens::parse);
+  auto x = a.prefill(ids), y = b.prefill(ids);
+  for (int i = 0; i < 40; ++i) {
+    ASSERT_TRUE(x && y);
+    ASSERT_EQ(arg_max(*x), arg_max(*y)) << "a token that is checked is the exact head's";
+    const auto id = static_cast<int32_t>(arg_max(*y));
+    x = a.decode(id), y = b.decode(id);
+  }
+  EXPECT_THAT(engine->screened_head(), HasSubstr("exact: the screened one had other largest logits in 1 of"));
+  EXPECT_FALSE(engine->head_errors().trusted());
+  // What was found out holds for the next run, too.
+  auto later = open(options(HeadMode::screened));
+  ASSERT_TRUE(later);
+  later->set_head_errors(engine->head_errors());
+  EXPECT_THAT(later->screened_head(), HasSubstr("exact: the screened one"));
+  HeadAgreement sum;
+  Session c = *later->new_session();
+  EXPECT_EQ(c.compare_heads(ids, 40, &sum, {}).error().code, Code::failed_precondition);
+}
+
+TEST(HeadErrors, OneInTenThousandIsAllowed) {
+  HeadErrors e;
+  EXPECT_TRUE(e.trusted());
+  e.checked = 9'999, e.same = 9'998;
+  EXPECT_FALSE(e.trusted());
+  e.checked = 10'000, e.same = 9'999;
+  EXPECT_TRUE(e.trusted());
+}
+
+// Where up rows begin to be read all shows in the time alone.
+TEST(GatherBelow, KeepsTheBits) {
+  std::vector<std::unique_ptr<Engine>> engines;
+  std::vector<Session> sessions;
+  for (const char* how : {"gather_below=0", "", "gather_below=101"}) {
+    EngineOptions o = options(HeadMode::exact);
+    o.registry.cpu_options = how;
+    engines.push_back(open(o));
+    ASSERT_TRUE(engines.back());
+    sessions.push_back(*engines.back()->new_session());
+  }
+  const auto ids = engines[0]->tokenizer().encode(kPrompt, SpecialTokens::parse);
+  std::vector<Result<std::span<const float>>> logits;
+  for (Session& s : sessions) logits.push_back(s.prefill(ids));
+  for (int i = 0; i < 30; ++i) {
+    for (const auto& l : logits) {
+      ASSERT_TRUE(l);
+      ASSERT_TRUE(std::equal(l->begin(), l->end(), logits[0]->begin())) << i;
+    }
+    const auto id = static_cast<int32_t>(arg_max(*logits[0]));
+    for (size_t s = 0; s < sessions.size(); ++s) logits[s] = sessions[s].decode(id);
+  }
+  for (const char* wrong : {"gather_below=102", "gather_below=-1", "gather_below=many"}) {
+    EngineOptions o = options(HeadMode::exact);
+    o.registry.cpu_options = wrong;
+    const auto refused = Engine::open(o);
+    ASSERT_FALSE(refused) << wrong;
+    EXPECT_EQ(refused.error().code, Code::invalid_argument);
+  }
+}
+
+// What a plan expects of decoding with a screened head is less to read and less to wait for.
+TEST(ScreenedHead, IsPartOfWhatThePlanExpects) {
+  const auto plan_of = [](HeadMode head) {
+    EngineOptions o = options(head);
+    o.plan_only = true;
+    return open(o)->plan();
+  };
+  const Plan exact = plan_of(HeadMode::exact), screened = plan_of(HeadMode::screened);
+  EXPECT_LT(screened.bytes_per_token, exact.bytes_per_token);
+  EXPECT_LT(screened.seconds_per_token, exact.seconds_per_token);
 }
 
 TEST(ScreenedHead, IsInThePlan) {

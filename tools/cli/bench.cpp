@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
+#include <utility>
 
 #include "core/base/bytes.h"
 #include "tools/cli/command.h"
@@ -34,7 +35,7 @@ struct BenchFlags : CommonFlags {
   EngineFlags engine;
   WarmFlags warm{.set = "off", .task = {}, .pin = 0};
   std::string pp = kDefaultPp, tg = kDefaultTg, tokens;
-  int64_t repetitions = 5, warmup = 1;
+  int64_t repetitions = 5, warmup = 1, compared = 0;
   bool markdown = false, csv = false, roofline = false, placements = false, software = false, must_hold = false;
 };
 
@@ -49,8 +50,10 @@ void describe(BenchFlags& f, po::options_description& options) {
       ("placements", po::bool_switch(&f.placements),
        "run the CPU alone, each device alone, mixtures and the chosen plan, in turn (--pp 128 --tg 32 unless given)")  //
       ("verdict-counts", po::bool_switch(&f.must_hold),
-       "with --placements: exit code 1 unless the chosen placement is the fastest, or as fast within the noise")(
-          "software-devices", po::bool_switch(&f.software), "with --placements: software devices, too")  //
+       "with --placements: exit code 1 unless the chosen placement is the fastest, or as fast within the noise")       //
+      ("software-devices", po::bool_switch(&f.software), "with --placements: software devices, too")                   //
+      ("compare-heads", po::value(&f.compared)->value_name("N"),
+       "with --lm-head screened: compare it with the exact one over N tokens (default: those decoded)")  //
       ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                     //
       ("csv", po::bool_switch(&f.csv), "print comma-separated values")                                   //
       ;
@@ -159,38 +162,30 @@ void leave_out_dead(const Engine& engine, Row& row) {
     if (s.kind == name(SegmentKind::experts)) s.bytes -= std::min(s.bytes, dead);
 }
 
-// The screened head against the exact one, after the timed repetitions: over the tokens that were decoded, greedy and for the 40 largest.
-struct HeadAgreement {
-  static constexpr int64_t kLargest = 40;
-  int64_t tokens = 0, same = 0, same_largest = 0;
-};
+constexpr int64_t kLargest = 40;  // logits whose order and bits are compared
 
-Result<HeadAgreement> compare_heads(Session& session, const std::vector<Row>& rows) {
+// The screened head against the exact one, after the timed repetitions: over the tokens that were decoded, or over --compare-heads of the file's tokens or of
+// random ones, context after context.
+Result<HeadAgreement> compare_heads(Session& session, const std::vector<Row>& rows, const std::vector<int32_t>& ids, int64_t n_ctx,
+                                    bool quiet) {
   HeadAgreement out;
-  std::vector<float> screened;
-  const auto copy = [&](std::span<const float> logits) { screened.assign(logits.begin(), logits.end()); };
-  const auto largest = [](std::span<const float> v) { return std::max_element(v.begin(), v.end()) - v.begin(); };
+  const auto go_on = [] { return !interrupted(); };
+  const auto over = [&](std::span<const int32_t> part) { return session.compare_heads(part, kLargest, &out, go_on); };
+  if (!ids.empty()) {
+    Progress bar("comparing", Progress::Unit::tokens, !quiet);
+    for (size_t at = 0; at < ids.size();) {
+      const std::span<const int32_t> part = std::span(ids).subspan(at, std::min(ids.size() - at, static_cast<size_t>(n_ctx)));
+      session.clear();
+      FTH_RETURN_IF_ERROR(over(part));
+      bar.update(at += part.size(), ids.size());
+    }
+    return out;
+  }
   for (const Row& row : rows) {
     if (!row.decode) continue;
     session.clear();
     if (!row.before.empty()) FTH_RETURN_IF_ERROR(session.prefill(row.before));
-    for (const int32_t id : row.ids) {
-      FTH_ASSIGN_OR_RETURN(const auto greedy, session.decode(id));
-      const auto first = largest(greedy);
-      FTH_ASSIGN_OR_RETURN(const auto some, session.head_again(HeadAgreement::kLargest));
-      copy(some);
-      FTH_ASSIGN_OR_RETURN(const auto exact, session.head_again(0));
-      ++out.tokens;
-      out.same += largest(exact) == first;
-      // Every exact logit among the largest is there, with the same bits.
-      std::vector<float> order(exact.begin(), exact.end());
-      const size_t k = std::min<size_t>(HeadAgreement::kLargest, order.size());
-      std::nth_element(order.begin(), order.begin() + static_cast<ptrdiff_t>(k - 1), order.end(), std::greater<>());
-      bool all = true;
-      for (size_t i = 0; i < exact.size(); ++i) all = all && (exact[i] < order[k - 1] || screened[i] == exact[i]);
-      out.same_largest += all;
-      if (interrupted()) return fail(Code::cancelled, "interrupted");
-    }
+    FTH_RETURN_IF_ERROR(over(row.ids));
   }
   return out;
 }
@@ -301,6 +296,8 @@ std::string bench_table(const BenchFlags& f, const Opened& opened, const std::ve
 Result<int> run(BenchFlags& f) {
   FTH_RETURN_IF_ERROR(take_positional_model(f, f.engine));
   if (f.repetitions < 1 || f.warmup < 0) return fail(Code::invalid_argument, "-r must be 1 or more and --warmup 0 or more");
+  if (f.compared < 0 || (f.compared > 0 && f.engine.lm_head != "screened"))
+    return fail(Code::invalid_argument, "--compare-heads N: N above 0, with --lm-head screened");
   if (int{f.json} + int{f.markdown} + int{f.csv} > 1) return fail(Code::invalid_argument, "use one of --json, --md and --csv");
   if (f.placements) {
     FTH_ASSIGN_OR_RETURN(const auto pp, parse_counts("--pp", f.pp == kDefaultPp ? "128" : f.pp));
@@ -321,7 +318,12 @@ Result<int> run(BenchFlags& f) {
   const Int8Peak int8 = f.roofline ? int8_peak(threads_asked(f.engine)) : Int8Peak{};
   FTH_ASSIGN_OR_RETURN(Opened opened, open_engine(f.engine, f, Depth::weights, Measure::anew));
   FTH_ASSIGN_OR_RETURN(std::vector<Row> rows, f.tokens.empty() ? random_rows(f, *opened.engine) : file_rows(f, *opened.engine, ids));
-  if (rows.empty()) return fail(Code::invalid_argument, "nothing to measure: give --pp or --tg a number");
+  if (rows.empty() && f.compared == 0) return fail(Code::invalid_argument, "nothing to measure: give --pp or --tg a number");
+  if (ids.empty() && f.compared > 0) ids = random_ids(static_cast<size_t>(f.compared), opened.engine->model().config.n_vocab);
+  if (std::cmp_less(ids.size(), f.compared))
+    return fail(Code::invalid_argument,
+                text("--compare-heads %lld: %s has %zu tokens", static_cast<long long>(f.compared), f.tokens.c_str(), ids.size()));
+  ids.resize(static_cast<size_t>(f.compared));  // what is measured is in the rows
   watch_interrupts(SecondPress::ends_the_program);
   FTH_ASSIGN_OR_RETURN(const WarmSet warm, WarmSet::restore(f.warm, f, *opened.engine));
   FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
@@ -343,8 +345,11 @@ Result<int> run(BenchFlags& f) {
   const uint64_t rss = peak_rss();
   head_stats = session.stats();
   HeadAgreement heads;
-  if (screened) {
-    FTH_ASSIGN_OR_RETURN(heads, compare_heads(session, rows));
+  const bool given_up = opened.engine->screened_head().starts_with("exact");
+  if (screened && !given_up) {
+    FTH_ASSIGN_OR_RETURN(heads, compare_heads(session, rows, ids, opened.engine->options().n_ctx, f.quiet));
+  } else if (f.compared > 0) {
+    return fail(Code::failed_precondition, "--compare-heads: " + opened.engine->screened_head());
   }
   const Peaks peaks{opened.profile.bytes_per_second, int8.ops_per_second, int8.how};
   if (f.json) {
@@ -352,9 +357,10 @@ Result<int> run(BenchFlags& f) {
     if (f.roofline) out["roofline"] = roofline_json(roofline_rows(opened.engine->model(), rows), peaks);
     if (screened)
       out["lm_head"] = {{"how", opened.engine->screened_head()},
-                        {"tokens", heads.tokens},
-                        {"same_first", heads.same},
-                        {"same_largest_40", heads.same_largest}};
+                        {"tokens", heads.positions},
+                        {"same_first", heads.same_first},
+                        {"same_largest_40", heads.same_largest},
+                        {"rows_share", heads.positions > 0 ? heads.share / static_cast<double>(heads.positions) : 0.0}};
     FTH_RETURN_IF_ERROR(put(json_text(out)));
     return 0;
   }
@@ -366,10 +372,10 @@ Result<int> run(BenchFlags& f) {
   }
   if (screened) {
     FTH_RETURN_IF_ERROR(put(head_line(*opened.engine, head_stats) + '\n'));
-    if (heads.tokens > 0)
+    if (heads.positions > 0)
       FTH_RETURN_IF_ERROR(put(text("against the exact head: the same largest logit in %lld of %lld tokens, the same %lld largest in %lld\n",
-                                   static_cast<long long>(heads.same), static_cast<long long>(heads.tokens),
-                                   static_cast<long long>(HeadAgreement::kLargest), static_cast<long long>(heads.same_largest))));
+                                   static_cast<long long>(heads.same_first), static_cast<long long>(heads.positions),
+                                   static_cast<long long>(kLargest), static_cast<long long>(heads.same_largest))));
   }
   if (f.quiet) return 0;
   Registry& registry = opened.engine->registry();

@@ -12,8 +12,8 @@
 namespace fth::cli {
 
 std::span<const Command* const> commands() {
-  static constexpr std::array<const Command*, 12> kCommands{&kRun,     &kChat, &kBench,  &kProfile, &kPlan,       &kDevices,
-                                                            &kInspect, &kPack, &kDoctor, &kLogits,  &kPerplexity, &kCompletion};
+  static constexpr std::array<const Command*, 13> kCommands{&kRun,  &kChat,   &kBench, &kProfile, &kPlan,       &kDevices,   &kInspect,
+                                                            &kPack, &kDoctor, &kCache, &kLogits,  &kPerplexity, &kCompletion};
   return kCommands;
 }
 

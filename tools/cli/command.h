@@ -56,6 +56,6 @@ constexpr Command make_command(std::string_view name, std::string_view summary, 
           }};
 }
 
-extern const Command kRun, kChat, kBench, kProfile, kPlan, kDevices, kInspect, kPack, kDoctor, kLogits, kPerplexity, kCompletion;
+extern const Command kRun, kChat, kBench, kProfile, kPlan, kDevices, kInspect, kPack, kDoctor, kCache, kLogits, kPerplexity, kCompletion;
 
 }  // namespace fth::cli

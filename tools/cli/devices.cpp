@@ -64,6 +64,8 @@ std::string devices_text(Registry& registry, const DeviceChecks& checks, const M
       for (const KernelSet& k : kernel_sets(whole_description(description(info), lines)))
         out += "      --cpu-isa " + printable(k.name) + (k.used ? ": in use" : k.runs ? ": runs here" : ": " + printable(k.reason)) + '\n';
     }
+    if (verbose && info.kind == FTH_KIND_CPU && registry.backends()[entry.backend].path.empty())
+      for (const std::string& line : gather_lines(registry.pool().n_threads())) out += "      " + printable(line) + '\n';
     if (const SelfTest* test = tested(registry, checks, entry)) out += "      self-test: " + self_test_text(*test) + '\n';
     if (!entry.refusal.empty()) out += (entry.check.wrong ? "      refused: " : "      not chosen: ") + printable(entry.refusal) + '\n';
   }

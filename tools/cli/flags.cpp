@@ -63,9 +63,10 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("lm-head", value(&flags.lm_head, "HOW"),
        "exact, or screened: a plane of 2 bits a weight says which logits can matter to the sampler (default: exact)")  //
       ("repack", value(&flags.repack, "WHERE"),
-       "experts of a plain file by neuron, which decodes faster: auto (in memory if all are resident), memory, file (packed once into the "
-       "cache "
-       "folder) or off (default: auto)")                                                                       //
+       "experts of a plain file by neuron, which decodes faster: auto (in memory if all are resident, else file where the disk has room), "
+       "memory, file (packed once into the cache folder) or off (default: auto)")  //
+      ("gather-below", value(&flags.gather, "PERCENT"),
+       "read the up rows of live neurons alone where fewer are alive, 0 to 101 (default: auto, measured)")     //
       ("kv-type", value(&flags.kv_type, "TYPE"), "KV cache: f16, q8_0 (half as large) or f32 (default: f16)")  //
       ("kv", value(&flags.kv_place, "WHERE"),
        "KV cache of layers without a window: auto, memory or storage (default: auto, storage if --ram is too small)")  //

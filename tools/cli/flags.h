@@ -40,7 +40,7 @@ struct EngineFlags : DeviceFlags {
   std::string prefetch = "on", guess = "auto";
   bool verify_experts = false, buffered = false;
   std::string tier = "auto", early_gates = "on", overlap = "on";
-  std::string lm_head = "exact", repack = "auto";
+  std::string lm_head = "exact", repack = "auto", gather = "auto";
   std::string storage_speed;   // of plan alone: overrules what was measured
   bool wants_storage = false;  // of plan --sweep: some of its budgets stream, even if the largest does not
 };

@@ -47,14 +47,17 @@ HeadCache::HeadCache(Engine& engine) : engine_(engine) {
     const bool plausible = positions >= 1 && positions <= 1e6 && samples >= positions && samples <= 1e9 &&
                            std::fabs(sum) <= 100 * samples && squares >= 0 && squares <= 1e4 * samples && largest >= 0 && largest <= 100;
     if (!plausible || number(o, "format") != static_cast<double>(kFormat)) continue;
-    engine.set_head_errors({static_cast<int64_t>(positions), static_cast<int64_t>(samples), sum, squares, largest});
+    double checked = number(o, "checked"), same = number(o, "same");
+    if (!(checked >= 0 && checked <= 1e15 && same >= 0 && same <= checked)) checked = same = 0;  // checked again
+    engine.set_head_errors({static_cast<int64_t>(positions), static_cast<int64_t>(samples), sum, squares, largest,
+                            static_cast<int64_t>(checked), static_cast<int64_t>(same)});
   }
-  positions_ = engine.head_errors().positions;
+  known_ = engine.head_errors();
 }
 
 HeadCache::~HeadCache() {
   const HeadErrors& e = engine_.head_errors();
-  if (engine_.options().head != HeadMode::screened || e.positions == positions_ || !e.enough()) return;
+  if (engine_.options().head != HeadMode::screened || e == known_ || !e.enough()) return;
   const std::string key = key_of(engine_);
   json::array kept;
   for (json::value& entry : read_entries(cache_file(kFile), kEntries))
@@ -65,7 +68,9 @@ HeadCache::~HeadCache() {
                   {"samples", e.samples},
                   {"sum", e.sum},
                   {"squares", e.squares},
-                  {"largest", e.largest}});
+                  {"largest", e.largest},
+                  {"checked", e.checked},
+                  {"same", e.same}});
   write_entries(cache_file(kFile), kEntries, kept);  // one that cannot be written is measured again
 }
 

@@ -17,7 +17,7 @@ class HeadCache {
 
  private:
   Engine& engine_;
-  int64_t positions_ = 0;  // known at the start
+  HeadErrors known_;  // at the start
 };
 
 // "LM head: screened, ..." with what was multiplied, or why the exact one was used; empty when the exact one was asked for.

@@ -6,6 +6,7 @@
 
 #include "tools/cli/command.h"
 #include "tools/cli/device_checks.h"
+#include "tools/cli/gather.h"
 #include "tools/cli/output.h"
 #include "tools/cli/segment_runs.h"
 
@@ -43,6 +44,7 @@ Result<int> dispatch(std::vector<std::string> args) {
   }
   if (args[0] == "self-test") return self_test_main({args.begin() + 1, args.end()});  // only this program starts it
   if (args[0] == "measure-segments") return measure_segments_main({args.begin() + 1, args.end()});
+  if (args[0] == "measure-gather") return measure_gather_main({args.begin() + 1, args.end()});
   const Command* command = find_command(args[0]);
   if (command == nullptr) {
     std::string names;

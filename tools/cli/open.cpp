@@ -7,6 +7,7 @@
 
 #include "core/base/bytes.h"
 #include "tools/cli/expert_times.h"
+#include "tools/cli/in_child.h"
 #include "tools/cli/machine.h"
 #include "tools/cli/output.h"
 #include "tools/cli/progress.h"
@@ -215,6 +216,7 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
     return fail(Code::invalid_argument, "--lm-head " + flags.lm_head + ": must be exact or screened");
   if (flags.repack != "auto" && flags.repack != "memory" && flags.repack != "file" && flags.repack != "off")
     return fail(Code::invalid_argument, "--repack " + flags.repack + ": must be auto, memory, file or off");
+  FTH_RETURN_IF_ERROR(check_gather(flags.gather));
   out.repack = flags.repack == "off" ? Repack::off : flags.repack == "memory" ? Repack::memory : Repack::automatic;
   out.head = flags.lm_head == "screened" ? HeadMode::screened : HeadMode::exact;
   out.n_ctx = flags.ctx;
@@ -262,6 +264,40 @@ StorageProfile tune(StreamOptions& s, const EngineFlags& flags, const std::files
   return out;
 }
 
+// `--repack auto` of a plain model whose experts are streamed: the packed copy to run instead of it, written now if there is none and the disk has room.
+Result<std::filesystem::path> streamed_copy(const Model& plain, const EngineOptions& options, const EngineFlags& flags,
+                                            const CommonFlags& common, Depth depth) {
+  const AutoCopy copy = auto_copy(plain, options.model);
+  if (copy.use.empty() && copy.note.empty() && !copy.write) return options.model;
+  EngineOptions probe = options;
+  probe.plan_only = true;
+  probe.registry.log = nullptr;
+  // In a child: what a plan leaves behind in memory would count as ours.
+  const auto streams = [&] {
+    const auto engine = Engine::open(probe);  // what is wrong is said when it is opened for good
+    return engine && (*engine)->plan().expert_slots > 0;
+  };
+  std::string why_not;
+  if (!in_child(streams, why_not).value_or(false)) return options.model;
+  if (!copy.use.empty()) return copy.use;
+  // What takes gigabytes is not done unsaid.
+  if (!copy.write || common.quiet) {
+    if (!common.quiet) say("note: " + printable(copy.note));
+    return options.model;
+  }
+  const std::string what = "experts are streamed: a packed copy of the model, " + format_bytes(copy.bytes) + ", decodes faster";
+  const std::string how = " (`--repack off` runs the file as it is; `forethought cache` lists and removes copies)";
+  if (depth == Depth::plan_only) {
+    say("note: " + what + "; a run writes it once into the cache folder" + how);
+    return options.model;
+  }
+  say("note: " + what + " and is written now, once, where " + format_bytes(copy.free) + " are free" + how);
+  auto written = packed_copy(options.model, flags, common);
+  if (written || written.error().code == Code::cancelled) return written;
+  say("note: the model runs as it is: " + printable(written.error().message));
+  return options.model;
+}
+
 }  // namespace
 
 Result<double> parse_speed(std::string_view option, std::string_view speed) {
@@ -299,6 +335,19 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
                                             IfUnmeasured if_unmeasured) {
     return runs->seconds(registry, device, segments, if_unmeasured);
   };
+  // Keys and shapes alone; what is wrong with the file is Engine::open's to say.
+  if (const auto model = load_model(out.model, options.overrides); model) {
+    out.gather = gather_crossover(flags.gather, *model, options.registry.n_threads, flags.cpu_isa);
+    if (out.gather.below >= 0) {
+      std::string& cpu = options.registry.cpu_options;
+      cpu = text("gather_below=%lld", static_cast<long long>(out.gather.below)) + (cpu.empty() ? "" : ",") + cpu;
+    }
+    options.model = out.model;
+    if (flags.repack == "auto" && may_stream(options, out.model)) {
+      FTH_ASSIGN_OR_RETURN(out.model, streamed_copy(*model, options, flags, common, depth));
+    }
+  }
+  if (common.verbose && !out.gather.what.empty()) say(gather_line(out.gather));
   if (flags.repack == "file" && depth == Depth::weights) {
     FTH_ASSIGN_OR_RETURN(out.model, packed_copy(out.model, flags, common));
   }

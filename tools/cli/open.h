@@ -12,6 +12,7 @@
 #include "core/engine/engine.h"
 #include "tools/cli/device_checks.h"
 #include "tools/cli/flags.h"
+#include "tools/cli/gather.h"
 #include "tools/cli/head_cache.h"
 #include "tools/cli/machine_profile.h"
 #include "tools/cli/segment_runs.h"
@@ -48,6 +49,7 @@ struct Opened {
   std::unique_ptr<SegmentRuns> runs;
   MachineProfile profile;
   std::filesystem::path model;
+  GatherCrossover gather;  // of its experts
   StorageProfile storage;  // of the model's disk; measured when experts may have to be streamed
   std::unique_ptr<Engine> engine;
   std::unique_ptr<HeadCache> head;

@@ -137,6 +137,7 @@ std::string plan_text(const Opened& opened, const Expected& expected) {
   out += memory.plain() + '\n';
 
   if (const std::string refusals = refusal_lines(plan); !refusals.empty()) out += "not used:\n" + refusals + '\n';
+  if (const std::string gather = gather_line(opened.gather); !gather.empty()) out += gather + "\n\n";
   if (const std::string experts = expert_choice_text(engine); !experts.empty()) out += experts + '\n';
   if (plan.expert_slots > 0) {
     const StreamPrediction& d = expected.predicted.decode;
@@ -224,6 +225,8 @@ boost::json::object plan_json(const Opened& opened, const Expected& expected) {
           {"expert_slots", plan.expert_slots},
           {"notes", boost::json::value_from(plan.notes)},
           {"experts", expert_choice_json(engine)},
+          {"gather_below", opened.gather.below < 0 ? boost::json::value() : boost::json::value(opened.gather.below)},
+          {"gather_note", opened.gather.note},
           {"devices", std::move(devices)},
           {"placements", std::move(placements)},
           {"arenas", std::move(arenas)},

@@ -4,6 +4,8 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
+
 #include <boost/json.hpp>
 #include <cinttypes>
 
@@ -138,6 +140,58 @@ Result<std::filesystem::path> packed_copy(const std::filesystem::path& model, co
   if (!write(all)) return fail(Code::failed_precondition, "--repack file: " + cache_file(kFile).string() + " cannot be written");
   if (!common.quiet) say("note: a packed copy of the model is kept, " + format_bytes(packed->out_bytes) + ": " + printable(copy.string()));
   return copy;
+}
+
+Result<> remove_packed_copy(const PackedCopy& copy) {
+  std::vector<Entry> all = entries();
+  // Its entry goes before the file does.
+  std::erase_if(all, [&](const Entry& e) { return e.name == copy.copy.filename().string(); });
+  if (!write(all)) return fail(Code::failed_precondition, cache_file(kFile).string() + ": cannot be written");
+  std::error_code error;
+  std::filesystem::remove(copy.copy, error);
+  if (error) return fail(Code::failed_precondition, copy.copy.string() + ": cannot be removed: " + error.message());
+  return {};
+}
+
+AutoCopy auto_copy(const Model& model, const std::filesystem::path& path) {
+  AutoCopy out;
+  if (model.config.packed || !model.config.is_sparse()) return out;
+  if (cache_folder().empty()) {
+    out.note = "there is no cache folder to keep a packed copy in";
+    return out;
+  }
+  std::error_code error;
+  const std::string source = std::filesystem::weakly_canonical(path, error).string();
+  const Stamp stamp = stamp_of(model.file.parts());
+  for (const Entry& e : entries())
+    if (e.source == source && e.stamp == stamp && e.format == kFormat)
+      if (const auto packed = load_model(folder() / e.name); packed && packed->config.packed) {  // else it is written again
+        out.use = folder() / e.name;
+        return out;
+      }
+  // Slabs end at whole pages; the rest is the file's own.
+  out.bytes =
+      static_cast<uint64_t>(std::max<int64_t>(stamp.bytes, 0)) + static_cast<uint64_t>(model.config.n_layer * model.config.n_expert) * 4096;
+  std::filesystem::create_directories(folder(), error);
+  struct stat here {
+  }, there{};
+  if (::stat(path.c_str(), &here) != 0 || ::stat(folder().c_str(), &there) != 0) {
+    out.note = folder().string() + " cannot be made";
+    return out;
+  }
+  // Experts will be read from there: another disk may be slower than the model's, or no disk at all.
+  if (here.st_dev != there.st_dev) {
+    out.note = "the cache folder, " + cache_folder().string() +
+               ", is on another disk than the model; `--repack file` writes a packed copy there all the same";
+    return out;
+  }
+  out.free = std::filesystem::space(folder(), error).available;
+  out.write = !error && out.free > 2 * out.bytes + kGiB;
+  if (!out.write)
+    out.note = "no packed copy is written: it would take " + format_bytes(out.bytes) + " of the " + format_bytes(error ? 0 : out.free) +
+               " that are free in " + folder().string() +
+               ", and at least as much again and 1 GiB have to stay free; `--repack file` writes it all the same";
+  return out;
 }
 
 std::vector<PackedCopy> packed_copies() {

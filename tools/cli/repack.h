@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/model/config.h"
 #include "tools/cli/flags.h"
 
 namespace fth::cli {
@@ -18,6 +19,18 @@ struct PackedCopy {
   uint64_t bytes = 0;
   bool current = false;  // of the source as it is now
 };
-std::vector<PackedCopy> packed_copies();  // those there are; for doctor
+std::vector<PackedCopy> packed_copies();  // those there are
+// Removes a copy and its entry; failed_precondition when it cannot be removed.
+Result<> remove_packed_copy(const PackedCopy& copy);
+
+// What `--repack auto` does about a plain model whose experts are streamed.
+struct AutoCopy {
+  std::filesystem::path use;  // the copy to run, when there is a current one
+  bool write = false;         // there is none, and the disk has room for one
+  uint64_t bytes = 0, free = 0;
+  std::string note;  // what will be written, or why nothing is
+};
+// A copy is written where at least as much stays free as it takes. Packed and dense models: nothing.
+AutoCopy auto_copy(const Model& model, const std::filesystem::path& path);
 
 }  // namespace fth::cli

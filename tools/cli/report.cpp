@@ -166,6 +166,9 @@ boost::json::object stats_json(const Opened& opened, const Stats& stats) {
     out["lm_head"] = {{"how", how},
                       {"screened", stats.head.screened},
                       {"exact", stats.head.exact},
+                      {"checked", stats.head.checked},
+                      {"checked_in_all", opened.engine->head_errors().checked},
+                      {"same_in_all", opened.engine->head_errors().same},
                       {"rows", stats.head.rows},
                       {"all_rows", stats.head.all_rows}};
   const PageFaults faults = page_faults();

@@ -233,8 +233,8 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
         run.neurons.live.fetch_add(static_cast<uint64_t>(n_live), std::memory_order_relaxed);
         run.neurons.all.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
       }
-      // From four fifths on a list costs more than the rows that it leaves out (docs/kernels.md).
-      const bool dense = n_live * 5 >= n * 4;
+      // From some share on a list costs more than the rows that it leaves out (docs/kernels.md).
+      const bool dense = n_live * 100 >= n * run.gather_below;
       if (n_live > 0) product(s.up, s.up_type, i, n_cols, up.data(), dense ? nullptr : live.data(), dense ? n : n_live);
       // A dead neuron is exactly zero, whatever its up row says and whether or not a neighbour had that row computed.
       for (int64_t c = 0; c < n_cols; ++c)
