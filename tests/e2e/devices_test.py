@@ -138,9 +138,9 @@ class Devices(Case):
     def test_a_self_test_that_hangs_is_ended(self):
         self.forget("devices.json")
         begin = time.monotonic()
-        _, backends = self.devices(fault="hang", FORETHOUGHT_SELF_TEST_SECONDS="3")
+        _, backends = self.devices(fault="hang", FORETHOUGHT_SELF_TEST_SECONDS="1")
         self.assertLess(time.monotonic() - begin, 60)
-        self.assertIn("did not end within 3 s", backends["faulty"]["reason"])
+        self.assertIn("did not end within 1 s", backends["faulty"]["reason"])
 
     def test_a_device_that_fails_while_it_is_in_use(self):
         for fail in ("alloc:9", "compile:2", "submit:30", "lost:17", "throw:25", "read:20"):
