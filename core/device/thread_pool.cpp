@@ -147,6 +147,8 @@ ThreadPool::ThreadPool(uint32_t n_threads, std::span<const int> cpus) : impl_(st
   // Signals are the program's own threads' business: workers are started with all of them blocked.
   sigset_t all, before;
   sigfillset(&all);
+  // But for a fault of the thread's own, such as SIGBUS on a page of a file that was cut: blocked, it ends the process before any handler is asked.
+  for (const int fault : {SIGBUS, SIGSEGV, SIGFPE, SIGILL}) sigdelset(&all, fault);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
     impl_->workers.reserve(n_threads - 1);

@@ -471,10 +471,11 @@ Result<> Engine::Impl::load_weights() {
   if (streamed()) {
     FTH_RETURN_IF_ERROR(make_streamed());
   } else if (options.on_load) {
-    model->file.prefault([](void* self, uint64_t done, uint64_t total) { (*static_cast<decltype(options.on_load)*>(self))(done, total); },
-                         &options.on_load);
+    FTH_RETURN_IF_ERROR(model->file.prefault(
+        [](void* self, uint64_t done, uint64_t total) { (*static_cast<decltype(options.on_load)*>(self))(done, total); },
+        &options.on_load));
   } else {
-    model->file.prefault(nullptr, nullptr);
+    FTH_RETURN_IF_ERROR(model->file.prefault(nullptr, nullptr));
   }
   return reorder();
 }

@@ -352,18 +352,32 @@ Result<double> MetaArray::number(uint64_t i) const {
   return static_cast<double>(value);
 }
 
-void Gguf::prefault(void (*progress)(void* self, uint64_t done, uint64_t total), void* self) const {
+namespace {
+tl::unexpected<Error> lost(const fs::path& path, uint64_t expected, uint64_t at) {
+  std::error_code error;
+  const uint64_t now = fs::file_size(path, error);
+  if (!error && now >= expected)
+    return fail(Code::data_loss, message(path.native(), ": cannot be read from storage, between byte ", at, " and the end of ", expected));
+  return fail(Code::data_loss, message(path.native(), ": was cut while it was read: ", error ? 0 : now, " bytes now, ", expected,
+                                       " when it was opened; put the whole file back"));
+}
+}  // namespace
+
+Result<> Gguf::prefault(void (*progress)(void* self, uint64_t done, uint64_t total), void* self) const {
   constexpr uint64_t kChunk = 64 * kMiB;
   const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   uint64_t done = 0;
   bool populate = true;
-  for (const Mapping& mapping : impl_->mappings) {
-    const std::span<const std::byte> bytes = mapping.bytes();
+  for (size_t part = 0; part < impl_->mappings.size(); ++part) {
+    const std::span<const std::byte> bytes = impl_->mappings[part].bytes();
     for (uint64_t at = 0; at < bytes.size(); at += kChunk) {
       const std::span<const std::byte> chunk = bytes.subspan(at, std::min<uint64_t>(kChunk, bytes.size() - at));
       void* start = const_cast<std::byte*>(chunk.data());
       // POPULATE_READ reads and maps in one call, and a file that shrank is an error of the call instead of a SIGBUS.
-      if (populate && ::madvise(start, chunk.size(), MADV_POPULATE_READ) != 0 && errno == EINVAL) populate = false;
+      if (populate && ::madvise(start, chunk.size(), MADV_POPULATE_READ) != 0) {
+        if (errno == EFAULT || errno == EHWPOISON) return lost(impl_->paths[part], bytes.size(), at);
+        if (errno == EINVAL) populate = false;
+      }
       if (!populate) {
         ::madvise(start, chunk.size(), MADV_WILLNEED);
         for (uint64_t i = 0; i < chunk.size(); i += page) static_cast<void>(*static_cast<const volatile std::byte*>(&chunk[i]));
@@ -372,6 +386,7 @@ void Gguf::prefault(void (*progress)(void* self, uint64_t done, uint64_t total),
       if (progress != nullptr) progress(self, done, impl_->file_bytes);
     }
   }
+  return {};
 }
 
 void Gguf::release_pages() const {

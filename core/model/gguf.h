@@ -79,7 +79,8 @@ class Gguf {
   Result<const MetaArray*> array(std::string_view key) const;
 
   // Asks the system to read the mapped data ahead; progress(done, total) in bytes, from this thread. Harmless to skip.
-  void prefault(void (*progress)(void* self, uint64_t done, uint64_t total), void* self) const;
+  // data_loss: pages are gone (the file was cut) or cannot be read, where the system says so (Linux 5.14); without that, and later, that is a SIGBUS.
+  Result<> prefault(void (*progress)(void* self, uint64_t done, uint64_t total), void* self) const;
   // Gives the mapped pages back: they stop counting as this process's memory, and are read again when touched.
   void release_pages() const;
 

@@ -17,6 +17,7 @@ from program import FAILED, TINY, USAGE, must, must_json, run
 BUILD = pathlib.Path(os.environ.get("FTH_BUILD_DIR", program.ROOT / "build/release"))
 COPYING = BUILD / "tests/fake_plugins/libfth_copying.so"
 QUICK = ("-m", TINY, "--pp", 40, "--tg", 6, "-r", 2, "--seconds", 4)
+QUICKEST = ("-m", TINY, "--pp", 8, "--tg", 2, "-r", 1, "--seconds", 1)  # where figures do not matter
 SEGMENTS = {"embed", "router", "attention", "experts", "combine", "head"}
 
 
@@ -98,19 +99,19 @@ class Figures(unittest.TestCase):
 
 class Usage(unittest.TestCase):
     def test_devices_named(self):
-        only = must_json("profile", *QUICK, "--json", "--device", "cpu")
+        only = must_json("profile", *QUICKEST, "--json", "--device", "cpu")
         self.assertEqual([c["name"] for c in only["columns"]], ["cpu"])
-        self.assertEqual([c["name"] for c in must_json("profile", *QUICK, "--json", "--cpu-only")["columns"]], ["cpu"])
-        done = run("profile", *QUICK, "--device", "warp:9")
+        self.assertEqual([c["name"] for c in must_json("profile", *QUICKEST, "--json", "--cpu-only")["columns"]], ["cpu"])
+        done = run("profile", *QUICKEST, "--device", "warp:9")
         self.assertEqual(done.returncode, USAGE, done.stderr)
         self.assertIn("warp:9", done.stderr)
         self.assertIn("cpu", done.stderr)
 
     @unittest.skipUnless(with_copying(), "the tests' plugins are not built")
     def test_one_placement(self):
-        named = must_json("profile", *QUICK, "--json", *with_copying(), "--device", "copying:0")
+        named = must_json("profile", *QUICKEST, "--json", *with_copying(), "--device", "copying:0")
         self.assertEqual([c["name"] for c in named["columns"]], ["cpu", "copying:0"])
-        placed = must_json("profile", *QUICK, "--json", *with_copying(), "--device", "copying:0", "--place", "layer.0.attention=cpu")
+        placed = must_json("profile", *QUICKEST, "--json", *with_copying(), "--device", "copying:0", "--place", "layer.0.attention=cpu")
         self.assertEqual([c["name"] for c in placed["columns"]], ["cpu", "--place", "copying:0"])
         runs = collections.Counter()
         for row in placed["columns"][1]["segments"]:
@@ -121,12 +122,12 @@ class Usage(unittest.TestCase):
     def test_wrong_values(self):
         for wrong in (("-r", 0), ("--pp", -1), ("--seconds", 0), ("--pp", 100000)):
             self.assertEqual(run("profile", "-m", TINY, "--cpu-only", *wrong).returncode, USAGE, wrong)
-        done = run("profile", *QUICK, "--cpu-only", "--html", "/nonexistent/folder/page.html")
+        done = run("profile", *QUICKEST, "--cpu-only", "--html", "/nonexistent/folder/page.html")
         self.assertEqual(done.returncode, FAILED)
         self.assertIn("/nonexistent/folder/page.html", done.stderr)
 
     def test_text(self):
-        said = must("profile", *QUICK, "--cpu-only", "-p", "What is 38 + 47?")
+        said = must("profile", *QUICKEST, "--cpu-only", "-p", "What is 38 + 47?")
         for word in ("median times", "attention", "p95", "GFLOP/s", "roofline", "drift", "whole step"):
             self.assertIn(word, said)
 
@@ -236,7 +237,7 @@ class Page(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.path = pathlib.Path(cls.folder.name) / "page.html"
         devices = (*with_copying(), "--device", "copying:0") if with_copying() else ("--cpu-only",)
-        must("profile", "-m", TINY, "--tg", 6, "-r", 2, "-p", cls.HOSTILE, "--html", cls.path, "--experts", "streamed", "--expert-slots", 24, *devices)
+        must("profile", "-m", TINY, "--tg", 6, "-r", 1, "-p", cls.HOSTILE, "--html", cls.path, "--experts", "streamed", "--expert-slots", 24, *devices)
         cls.html = cls.path.read_text()
 
     @classmethod

@@ -4,6 +4,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <limits>
@@ -17,6 +19,8 @@ namespace fth::test {
 namespace {
 
 using ::testing::HasSubstr;
+
+constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, which old headers lack
 
 TEST(Gguf, ReadsEveryMetadataType) {
   GgufWriter w;
@@ -178,14 +182,32 @@ TEST(Gguf, OpensAFileAndPrefaultsIt) {
   EXPECT_EQ(moved.file_bytes(), w.bytes().size());
   EXPECT_EQ(std::memcmp(moved.tensor("output.weight")->data, w.tensors[2].bytes.data(), w.tensors[2].bytes.size()), 0);
   std::pair<uint64_t, uint64_t> last{};
-  moved.prefault(
+  EXPECT_TRUE(moved.prefault(
       [](void* self, uint64_t done, uint64_t total) {
         *static_cast<std::pair<uint64_t, uint64_t>*>(self) = {done, total};
       },
-      &last);
+      &last));
   EXPECT_EQ(last.first, moved.file_bytes());
   EXPECT_EQ(last.second, moved.file_bytes());
-  moved.prefault(nullptr, nullptr);
+  EXPECT_TRUE(moved.prefault(nullptr, nullptr));
+}
+
+TEST(Gguf, PrefaultOfACutFileIsAnError) {
+  void* const page = ::mmap(nullptr, 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(page, MAP_FAILED);
+  const bool says = ::madvise(page, 1, kPopulateRead) == 0;
+  ::munmap(page, 1);
+  if (!says) GTEST_SKIP() << "madvise() here has no MADV_POPULATE_READ (Linux 5.14)";
+  const TempDir dir;
+  tiny_smallthinker().write(dir / "m.gguf");
+  auto g = Gguf::open(dir / "m.gguf");
+  ASSERT_TRUE(g) << g.error().message;
+  ASSERT_GT(g->file_bytes(), static_cast<uint64_t>(::sysconf(_SC_PAGESIZE))) << "a page has to be lost";
+  std::filesystem::resize_file(dir / "m.gguf", 100);
+  const auto cut = g->prefault(nullptr, nullptr);
+  ASSERT_FALSE(cut);
+  EXPECT_EQ(cut.error().code, Code::data_loss);
+  EXPECT_THAT(cut.error().message, HasSubstr("m.gguf: was cut while it was read: 100 bytes now, " + std::to_string(g->file_bytes())));
 }
 
 TEST(Gguf, RefusesWhatIsNotAFile) {

@@ -52,7 +52,7 @@ TEST(SplitGguf, ReadsAllParts) {
     EXPECT_EQ(std::memcmp(found->data, t.bytes.data(), t.bytes.size()), 0) << t.name;
   }
   uint64_t done = 0;
-  model->file.prefault([](void* self, uint64_t now, uint64_t) { *static_cast<uint64_t*>(self) = now; }, &done);
+  EXPECT_TRUE(model->file.prefault([](void* self, uint64_t now, uint64_t) { *static_cast<uint64_t*>(self) = now; }, &done));
   EXPECT_EQ(done, model->file.file_bytes());
 }
 

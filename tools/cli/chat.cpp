@@ -195,10 +195,10 @@ Result<int> run(ChatFlags& f) {
       continue;
     }
     FTH_RETURN_IF_ERROR(chat.turn(line));
-    // With a pipe as input nobody waits for the next line: Ctrl-C means the program.
-    if (!editor.interactive() && interrupted()) break;
+    // With a pipe as input nobody waits for the next line: Ctrl-C means the program. SIGTERM and a closed terminal always do.
+    if (told_to_end() || (!editor.interactive() && interrupted())) break;
   }
-  return !editor.interactive() && interrupted() ? 130 : 0;
+  return told_to_end() || (!editor.interactive() && interrupted()) ? interrupt_exit_code() : 0;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "tools/cli/interrupt.h"
 #include "tools/cli/output.h"
 
 namespace fth::cli {
@@ -24,8 +25,9 @@ const Command* find_command(std::string_view name) {
 }
 
 int exit_code(const Error& error) {
+  if (told_to_end()) return interrupt_exit_code();  // whatever else broke on the way: a terminal that is gone, say
   switch (error.code) {
-    case Code::cancelled: return error.message.empty() ? 0 : 130;
+    case Code::cancelled: return error.message.empty() ? 0 : interrupt_exit_code();
     case Code::invalid_argument: return 2;
     case Code::resource_exhausted: return 3;
     case Code::not_found:

@@ -30,7 +30,7 @@ const Command* find_command(std::string_view name);
 // invalid_argument for what is not understood, with the nearest option that exists.
 Result<bool> parse(const Command& self, po::options_description& options, CommonFlags& common, std::span<const std::string> args);
 
-// 0 done, 1 failed, 2 usage, 3 does not fit, 4 bad model file, 5 device failed, 130 interrupted; 0 for a closed pipe.
+// 0 done, 1 failed, 2 usage, 3 does not fit, 4 bad model file, 5 device failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP); 0 for a closed pipe.
 int exit_code(const Error& error);
 
 // Command from a struct of flags (derived from CommonFlags), a function that registers its options, and the function that does the work.

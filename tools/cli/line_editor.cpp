@@ -1,16 +1,21 @@
-// libedit behind an interface without it. Ctrl-C is a key here, not a signal: libedit retries a read that a signal interrupts.
+// libedit behind an interface without it. Ctrl-C is a key here, not a signal. Reading is our own: libedit's and the library's would wait for a key
+// after SIGTERM, and what is kept at the end of a conversation would be lost to the SIGKILL that follows.
 
 #include "tools/cli/line_editor.h"
 
 #include <histedit.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cwchar>
 #include <filesystem>
-#include <iostream>
+#include <utility>
 
+#include "tools/cli/interrupt.h"
 #include "tools/cli/output.h"
 
 namespace fth::cli {
@@ -21,6 +26,7 @@ struct LineEditor::Impl {
   History* history = nullptr;
   std::filesystem::path history_file;
   bool cancelled = false;
+  std::string waiting;  // not a terminal: read, and not yet a line
 
   static Impl& of(EditLine* e) {
     void* self = nullptr;
@@ -32,6 +38,8 @@ struct LineEditor::Impl {
     of(e).cancelled = true;
     return CC_NEWLINE;
   }
+  static int key(EditLine*, wchar_t* to);
+  bool read_piped(std::string& line);
 };
 
 namespace {
@@ -44,7 +52,53 @@ std::filesystem::path history_path() {
   return {};
 }
 
+// As read(2) of standard input, but 0, the end, as soon as `stop` says so.
+ssize_t read_input(char* to, size_t n, bool (*stop)()) {
+  while (!stop()) {
+    pollfd from[2] = {{STDIN_FILENO, POLLIN, 0}, {told_to_end_fd(), POLLIN, 0}};  // a negative descriptor is left out
+    const int ready = ::poll(from, 2, -1);
+    if (ready < 0 && errno != EINTR) return -1;
+    if (ready <= 0 || stop()) continue;
+    const ssize_t got = ::read(STDIN_FILENO, to, n);
+    if (got >= 0 || errno != EINTR) return got;
+  }
+  return 0;
+}
+
 }  // namespace
+
+// A character in the locale's encoding; what is none is dropped.
+int LineEditor::Impl::key(EditLine*, wchar_t* to) {
+  std::mbstate_t state{};
+  while (true) {
+    char byte = 0;
+    const ssize_t got = read_input(&byte, 1, told_to_end);
+    if (got <= 0) return static_cast<int>(got);
+    const size_t used = std::mbrtowc(to, &byte, 1, &state);
+    if (used <= 1) return 1;
+    if (used == static_cast<size_t>(-1)) state = {};
+  }
+}
+
+// The last line may lack its newline.
+bool LineEditor::Impl::read_piped(std::string& line) {
+  size_t end = waiting.find('\n');
+  while (end == std::string::npos) {
+    char block[4096];
+    const size_t before = waiting.size();
+    const ssize_t got = read_input(block, sizeof block, interrupted);
+    if (got <= 0) {
+      if (got < 0 || interrupted() || waiting.empty()) return false;
+      line = std::exchange(waiting, {});
+      return true;
+    }
+    waiting.append(block, static_cast<size_t>(got));
+    end = waiting.find('\n', before);
+  }
+  line = waiting.substr(0, end);
+  waiting.erase(0, end + 1);
+  return true;
+}
 
 LineEditor::LineEditor(std::string prompt) : impl_(std::make_unique<Impl>()) {
   impl_->prompt = std::move(prompt);
@@ -53,6 +107,7 @@ LineEditor::LineEditor(std::string prompt) : impl_(std::make_unique<Impl>()) {
   if (impl_->edit == nullptr) return;
   impl_->history = history_init();
   el_set(impl_->edit, EL_CLIENTDATA, impl_.get());
+  el_set(impl_->edit, EL_GETCFN, &Impl::key);
   el_set(impl_->edit, EL_PROMPT, &Impl::prompt_of);
   el_set(impl_->edit, EL_EDITOR, "emacs");
   el_set(impl_->edit, EL_ADDFN, "cancel-line", "drop the line", &Impl::cancel);
@@ -85,7 +140,7 @@ LineEditor::~LineEditor() {
 bool LineEditor::interactive() const { return impl_->edit != nullptr; }
 
 LineEditor::Event LineEditor::read(std::string& line) {
-  if (impl_->edit == nullptr) return std::getline(std::cin, line) ? Event::line : Event::end;
+  if (impl_->edit == nullptr) return impl_->read_piped(line) ? Event::line : Event::end;
   impl_->cancelled = false;
   int length = 0;
   const char* typed = el_gets(impl_->edit, &length);

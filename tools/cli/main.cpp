@@ -7,6 +7,7 @@
 #include "tools/cli/command.h"
 #include "tools/cli/device_checks.h"
 #include "tools/cli/gather.h"
+#include "tools/cli/mapping_fault.h"
 #include "tools/cli/output.h"
 #include "tools/cli/segment_runs.h"
 
@@ -23,7 +24,7 @@ std::string overview() {
          list.plain("  ") +
          "\n`forethought COMMAND --help` has the options and examples of each; `forethought --version` the version.\n\n"
          "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit the memory budget, 4 the model file is bad,\n"
-         "5 a device failed, 130 interrupted.\n\n"
+         "5 a device failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).\n\n"
          "Environment: FORETHOUGHT_MODEL (model used without -m), FORETHOUGHT_PLUGIN_PATH (plugin folders, separated by\n"
          "colons), NO_COLOR, XDG_CACHE_HOME (measured memory bandwidth, warm sets), XDG_STATE_HOME (chat history).\n";
 }
@@ -59,6 +60,7 @@ Result<int> dispatch(std::vector<std::string> args) {
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of write(), and the end
+  fth::cli::explain_mapping_faults();
   try {
     const auto result = fth::cli::dispatch({argv + (argc > 0 ? 1 : 0), argv + argc});
     if (result) return *result;

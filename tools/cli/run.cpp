@@ -17,7 +17,7 @@ namespace {
 constexpr std::string_view kHelp =
     "Generates text from a prompt: given with -p, -f, as words, or on standard input. The model file's chat template is applied\n"
     "unless --no-template is given. The text alone goes to standard output, as it comes; figures go to standard error.\n"
-    "Stops at an end token, at -n tokens, at a stop string, at the end of the context, or with Ctrl-C (exit code 130).\n\n"
+    "Stops at an end token, at -n tokens, at a stop string, at the end of the context, or with Ctrl-C (exit code 130; SIGTERM: 143).\n\n"
     "  forethought run -p \"What is 38 + 47?\"\n"
     "  forethought run -m model.gguf --no-template -n 64 --temp 0.8 --seed 1 \"Once upon a time\"\n";
 
@@ -102,7 +102,8 @@ Result<int> run(RunFlags& f) {
   FTH_ASSIGN_OR_RETURN(const auto ids, prompt_ids(f, engine, prompt));
   if (ids.empty()) return fail(Code::invalid_argument, "the prompt has no tokens");
   for (const int32_t id : ids) sampler.accept(id);
-  FTH_ASSIGN_OR_RETURN(const WarmSet warm, WarmSet::restore(f.warm, f, *opened.engine));  // written at its end, after Ctrl-C too
+  FTH_ASSIGN_OR_RETURN(const WarmSet warm,
+                       WarmSet::restore(f.warm, f, *opened.engine));  // written at its end, after Ctrl-C and SIGTERM too
   watch_interrupts(SecondPress::ends_the_program);
   FTH_ASSIGN_OR_RETURN(Session session, opened.engine->new_session());
   std::optional<RoutingTrace> trace;
@@ -145,7 +146,7 @@ Result<int> run(RunFlags& f) {
   print_figures(f, opened, stats);
   if (trace) FTH_RETURN_IF_ERROR(trace->write(f.trace_routing, engine));
   if (recorder) FTH_RETURN_IF_ERROR(write_trace(f.trace, {{opened.model.filename().string(), recorder.get()}}));
-  return out.stop == Stop::interrupted ? 130 : 0;
+  return out.stop == Stop::interrupted ? interrupt_exit_code() : 0;
 }
 
 }  // namespace
