@@ -70,7 +70,7 @@ void main() {
       w_part[r * kStride + (at.y - k0) / 4u] = f16vec4(b * scale);
     }
     barrier();
-    [[unroll]] for (uint j = 0; j < kChunk; j += kK) {
+    for (uint j = 0; j < kChunk; j += kK) {
       coopmat<float16_t, gl_ScopeSubgroup, kM, kK, gl_MatrixUseA> a[kTokenTiles];
       coopmat<float16_t, gl_ScopeSubgroup, kK, kN, gl_MatrixUseB> b;
       [[unroll]] for (uint t = 0; t < kTokenTiles; ++t)
