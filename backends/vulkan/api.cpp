@@ -130,6 +130,8 @@ Result<std::unique_ptr<Instance>> Instance::create(sdk::Host host, bool validati
   if (!self->api_.name) return fail(Code::unavailable, "vulkan: the loader has no function vk" #name);
   FTH_VK_INSTANCE_FUNCTIONS(FTH_VK_LOAD)
 #undef FTH_VK_LOAD
+  self->api_.GetPhysicalDeviceCooperativeMatrixPropertiesKHR = reinterpret_cast<PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR>(
+      get(self->instance_, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"));
   if (!validation) return self;
 
   const auto make = reinterpret_cast<PFN_vkCreateDebugUtilsMessengerEXT>(get(self->instance_, "vkCreateDebugUtilsMessengerEXT"));

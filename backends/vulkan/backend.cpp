@@ -2,10 +2,18 @@
 
 #include <algorithm>
 
-#include "backends/vulkan/executable.h"
+#include "backends/vulkan/coop_trial.h"
 
 namespace fth::vulkan {
 namespace {
+
+// auto, as most of what opens a device leaves it; on and off as the words say.
+Result<CoopMode> coop_mode(sdk::Options& options) {
+  const std::string value = options.take("coopmat").value_or("auto");
+  if (value == "auto") return CoopMode::automatic;
+  if (value == "on" || value == "off") return value == "on" ? CoopMode::on : CoopMode::off;
+  return fail(Code::invalid_argument, text("vulkan: option coopmat=", value, ": need auto, on or off"));
+}
 
 struct VulkanBackend {
   static constexpr const char* kName = "vulkan";
@@ -28,14 +36,22 @@ struct VulkanBackend {
     Result<fth_estimate> estimate(const sdk::SegmentView& segment) {
       FTH_ASSIGN_OR_RETURN(const SegmentPlan plan, plan_segment(segment, context_->limits()));
       fth_estimate e{};
-      e.seconds = std::max(plan.bytes / context_->bytes_per_second(), plan.flops / context_->flops_per_second()) +
+      double computing = plan.flops / context_->flops_per_second();
+      if (plan.coop_flops > 0) computing += plan.coop_flops / context_->coop_flops_per_second();
+      e.seconds = std::max(plan.bytes / context_->bytes_per_second(), computing) +
                   context_->dispatch_seconds() * static_cast<double>(plan.dispatches.size()) + context_->launch_seconds();
       e.workspace_bytes = plan.rules.workspace_bytes;
-      e.resident_bytes = plan.params_bytes();
+      e.resident_bytes = plan.params_bytes() + plan.own_bytes();
       return e;
     }
     Result<std::unique_ptr<Executable>> compile(const sdk::SegmentView& segment, std::span<const fth_binding> weights) {
       FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_segment(segment, context_->limits()));
+      if (Result<> made = coop_pipelines(*context_, plan); !made) {
+        context_->drop_coop(made.error().message);
+        const uint64_t workspace = plan.rules.workspace_bytes;  // as the estimate said: the host binds it
+        FTH_ASSIGN_OR_RETURN(plan, plan_segment(segment, context_->limits()));
+        plan.rules.workspace_bytes = std::max(plan.rules.workspace_bytes, workspace);
+      }
       return Executable::make(*context_, std::move(plan), weights);
     }
 
@@ -55,6 +71,7 @@ struct VulkanBackend {
 Result<std::unique_ptr<VulkanBackend::Device>> VulkanBackend::open(sdk::Host host, uint32_t index, sdk::Options& options) {
   Settings settings;
   FTH_ASSIGN_OR_RETURN(settings.subgroups, sdk::on_or_off(kName, options, "subgroups", true));
+  FTH_ASSIGN_OR_RETURN(settings.coop, coop_mode(options));
   FTH_ASSIGN_OR_RETURN(settings.validation, sdk::on_or_off(kName, options, "validation", false));
   FTH_ASSIGN_OR_RETURN(settings.mapped, sdk::on_or_off(kName, options, "mapped", true));
   FTH_ASSIGN_OR_RETURN(settings.measure, sdk::on_or_off(kName, options, "measure", false));
@@ -62,6 +79,7 @@ Result<std::unique_ptr<VulkanBackend::Device>> VulkanBackend::open(sdk::Host hos
   FTH_ASSIGN_OR_RETURN(settings.bytes_per_second, sdk::rate(kName, options, "bytes_per_second"));
   FTH_ASSIGN_OR_RETURN(settings.flops_per_second, sdk::rate(kName, options, "flops_per_second"));
   FTH_ASSIGN_OR_RETURN(std::unique_ptr<Context> context, Context::open(host, index, settings));
+  FTH_RETURN_IF_ERROR(try_coop(*context));
   return std::make_unique<Device>(std::move(context));
 }
 

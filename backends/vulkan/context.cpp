@@ -93,9 +93,11 @@ Result<> Context::check_device(uint32_t index) {
   if (n > 0)
     FTH_RETURN_IF_ERROR(
         check(api_.EnumerateDeviceExtensionProperties(physical_, nullptr, &n, extensions.data()), "vkEnumerateDeviceExtensionProperties"));
-  has_budget_ = std::any_of(extensions.begin(), extensions.end(), [](const VkExtensionProperties& e) {
-    return std::strcmp(e.extensionName, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME) == 0;
-  });
+  const auto has = [&](const char* name) {
+    return std::any_of(extensions.begin(), extensions.end(),
+                       [&](const VkExtensionProperties& e) { return std::strcmp(e.extensionName, name) == 0; });
+  };
+  has_budget_ = has(VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
 
   const bool software = properties_.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
   limits_.max_groups_x = properties_.limits.maxComputeWorkGroupCount[0];
@@ -113,7 +115,65 @@ Result<> Context::check_device(uint32_t index) {
     limits_.lanes = std::clamp(32u, p13.minSubgroupSize, p13.maxSubgroupSize);
     limits_.groups = software ? 1 : std::min(4u, p13.maxComputeWorkgroupSubgroups);
   }
+  // The sizes are listed for subgroups of the device's own choice.
+  return find_coop(has(VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME), f12,
+                   std::clamp(subgroup.subgroupSize, p13.minSubgroupSize, p13.maxSubgroupSize), p13.maxComputeWorkgroupSubgroups);
+}
+
+Result<> Context::find_coop(bool has_extension, const VkPhysicalDeviceVulkan12Features& f12, uint32_t subgroup_size,
+                            uint32_t max_subgroups) {
+  const auto none = [&](const std::string& why) -> Result<> {
+    coop_note_ = text("no cooperative matrices: ", why);
+    if (settings_.coop != CoopMode::on) return {};
+    return fail(Code::unimplemented, text(label_, " (", properties_.deviceName, "): coopmat=on: ", why));
+  };
+  if (settings_.coop == CoopMode::off) return none("coopmat=off");
+  if (!has_coop_shader()) return none("built without a shader compiler that knows them");
+  if (!has_extension || !api_.GetPhysicalDeviceCooperativeMatrixPropertiesKHR) return none("the driver does not have them");
+  VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR};
+  VkPhysicalDeviceFeatures2 features{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &matrices};
+  api_.GetPhysicalDeviceFeatures2(physical_, &features);
+  if (!matrices.cooperativeMatrix || !f12.shaderFloat16 || !f12.vulkanMemoryModel)
+    return none("they need cooperativeMatrix, shaderFloat16 and vulkanMemoryModel");
+  if (!limits_.subgroups) return none("they need subgroups of a required size");
+
+  uint32_t n = 0;
+  const auto list = api_.GetPhysicalDeviceCooperativeMatrixPropertiesKHR;
+  FTH_RETURN_IF_ERROR(check(list(physical_, &n, nullptr), "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"));
+  std::vector<VkCooperativeMatrixPropertiesKHR> lines(n, {.sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR});
+  if (n > 0) FTH_RETURN_IF_ERROR(check(list(physical_, &n, lines.data()), "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"));
+  std::vector<CoopSize> sizes;
+  for (const VkCooperativeMatrixPropertiesKHR& l : lines)
+    sizes.push_back({.m = l.MSize,
+                     .n = l.NSize,
+                     .k = l.KSize,
+                     .f16_factors = l.AType == VK_COMPONENT_TYPE_FLOAT16_KHR && l.BType == VK_COMPONENT_TYPE_FLOAT16_KHR,
+                     .f32_sums = l.CType == VK_COMPONENT_TYPE_FLOAT32_KHR && l.ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR,
+                     .subgroup_scope = l.scope == VK_SCOPE_SUBGROUP_KHR,
+                     .saturating = l.saturatingAccumulation != VK_FALSE});
+  const std::optional<CoopSize> size = choose_coop_size(sizes);
+  if (!size) return none(text("none of the ", n, " sizes multiplies f16 into f32 in tiles of 8, 16 or 32"));
+  const uint32_t most = std::min({max_subgroups, properties_.limits.maxComputeWorkGroupInvocations / subgroup_size,
+                                  properties_.limits.maxComputeWorkGroupSize[0] / subgroup_size});
+  limits_.coop = {.m = size->m,
+                  .n = size->n,
+                  .k = size->k,
+                  .lanes = subgroup_size,
+                  .subgroups = most,
+                  .shared_bytes = properties_.limits.maxComputeSharedMemorySize};
+  coop_note_ = text("cooperative matrices ", size->m, "x", size->n, "x", size->k);
   return {};
+}
+
+void Context::drop_coop(const std::string& why) {
+  limits_.coop = {};
+  coop_note_ = text("no cooperative matrices: ", why);
+  say(FTH_LOG_WARNING, text("products without cooperative matrices: ", why));
+}
+
+void Context::set_coop_speed(double flops_per_second, std::string how) {
+  coop_flops_per_second_ = flops_per_second;
+  say(FTH_LOG_INFO, text("products in cooperative matrices: ", how));
 }
 
 Result<> Context::make_device() {
@@ -134,20 +194,27 @@ Result<> Context::make_device() {
 
   VkPhysicalDeviceVulkan13Features f13{
       .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES, .subgroupSizeControl = VK_TRUE, .computeFullSubgroups = VK_TRUE};
+  VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrices{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR,
+                                                        .cooperativeMatrix = VK_TRUE};
+  if (limits_.coop) f13.pNext = &matrices;
   const VkPhysicalDeviceVulkan12Features f12{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
                                              .pNext = limits_.subgroups ? &f13 : nullptr,
+                                             .shaderFloat16 = limits_.coop ? VK_TRUE : VK_FALSE,
                                              .timelineSemaphore = VK_TRUE,
-                                             .bufferDeviceAddress = VK_TRUE};
+                                             .bufferDeviceAddress = VK_TRUE,
+                                             .vulkanMemoryModel = limits_.coop ? VK_TRUE : VK_FALSE};
   const float priority = 1;
   const VkDeviceQueueCreateInfo queue{
       .sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO, .queueFamilyIndex = family_, .queueCount = 1, .pQueuePriorities = &priority};
-  const char* const budget = VK_EXT_MEMORY_BUDGET_EXTENSION_NAME;
+  std::vector<const char*> extensions;
+  if (has_budget_) extensions.push_back(VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
+  if (limits_.coop) extensions.push_back(VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME);
   const VkDeviceCreateInfo info{.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                 .pNext = &f12,
                                 .queueCreateInfoCount = 1,
                                 .pQueueCreateInfos = &queue,
-                                .enabledExtensionCount = has_budget_ ? 1u : 0u,
-                                .ppEnabledExtensionNames = &budget};
+                                .enabledExtensionCount = static_cast<uint32_t>(extensions.size()),
+                                .ppEnabledExtensionNames = extensions.data()};
   FTH_RETURN_IF_ERROR(check(api_.CreateDevice(physical_, &info, nullptr, &device_), text(label_, ": vkCreateDevice")));
   FTH_RETURN_IF_ERROR(api_.load_device(device_));
   api_.GetDeviceQueue(device_, family_, 0, &queue_);
@@ -185,7 +252,7 @@ Result<fth_device_info> Context::info() const {
   std::snprintf(i.name, sizeof i.name, "%s", label_.c_str());
   const std::string description = text(properties_.deviceName, "; ", kind_name(properties_.deviceType), "; ", driver_, "; Vulkan 1.",
                                        VK_API_VERSION_MINOR(properties_.apiVersion), "; ", limits_.lanes, " lanes ",
-                                       limits_.subgroups ? "in subgroups" : "through shared memory");
+                                       limits_.subgroups ? "in subgroups" : "through shared memory", "; ", coop_note_);
   std::snprintf(i.description, sizeof i.description, "%s", description.c_str());
 
   VkPhysicalDeviceMemoryBudgetPropertiesEXT budget{.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};

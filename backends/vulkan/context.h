@@ -12,11 +12,14 @@
 #include <vector>
 
 #include "backends/vulkan/api.h"
+#include "backends/vulkan/coop.h"
 
 namespace fth::vulkan {
 
 // Options of open(), see docs/vulkan.md.
+enum class CoopMode { automatic, on, off };
 struct Settings {
+  CoopMode coop = CoopMode::automatic;
   bool subgroups = true;
   bool validation = false;
   bool mapped = true;          // storage is mapped where that costs nothing; off: through copies, as where it would
@@ -32,13 +35,27 @@ struct Limits {
   uint32_t groups = 1;      // of `lanes` threads, per workgroup of a product
   bool subgroups = false;   // lanes are subgroups
   uint64_t max_buffer = 0;  // bytes of one allocation
+  Coop coop;                // products of several tokens; none: as products of one
 };
 
-enum class Shader : uint32_t { matmul, matmul_subgroup, rms_norm, rope, kv_store, attention, elementwise, combine, embed };
-inline constexpr size_t kShaders = 9;
+enum class Shader : uint32_t {
+  matmul,
+  matmul_subgroup,
+  matmul_coop,
+  row_scales,
+  to_f16,
+  rms_norm,
+  rope,
+  kv_store,
+  attention,
+  elementwise,
+  combine,
+  embed
+};
+inline constexpr size_t kShaders = 12;
 
 // The specialisation constants of a pipeline, by constant_id; [0] is the local size. Unused ones are 0.
-using Constants = std::array<uint32_t, 5>;
+using Constants = std::array<uint32_t, 11>;
 
 struct Memory {
   VkBuffer buffer = VK_NULL_HANDLE;
@@ -67,6 +84,14 @@ class Context {
   double launch_seconds() const { return launch_seconds_; }
   double bytes_per_second() const { return bytes_per_second_; }
   double flops_per_second() const { return flops_per_second_; }
+  double coop_flops_per_second() const { return coop_flops_per_second_; }  // of products in cooperative matrices
+  CoopMode coop_mode() const { return settings_.coop; }
+  bool software() const { return properties_.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU; }
+  bool measured() const { return !software() || settings_.measure; }
+  void set_coop_speed(double flops_per_second, std::string how);
+  // From here on products go the plain way, because of `why`, which the log and the description repeat. What is compiled stays as it is.
+  void drop_coop(const std::string& why);
+  void say(int32_t level, const std::string& message) const { host_.log(level, text(label_, ": ", message)); }
 
   enum class Use {
     storage,  // weights, activations, caches: where the device reads it fastest; mapped where that costs nothing
@@ -88,6 +113,7 @@ class Context {
   // What the earlier commands wrote is visible to the later ones, which start after them. Between dispatches alone it is cheaper.
   enum class Between { dispatches, anything };
   void barrier(VkCommandBuffer commands, Between between) const;
+  Result<> run_once(VkCommandBuffer commands);  // ended; returns when it is done
   // Queues the commands; the device's timeline reaches the returned value when they are done.
   Result<uint64_t> submit(VkCommandBuffer commands);
   Result<> wait(uint64_t value);
@@ -114,7 +140,9 @@ class Context {
   Result<> copy(VkBuffer src, uint64_t src_at, VkBuffer dst, uint64_t dst_at, uint64_t bytes);
   Result<Memory> allocate_of(uint64_t bytes, uint32_t type, bool map);
   std::vector<uint32_t> memory_types(uint64_t bytes, Use use) const;
-  Result<> run_once(VkCommandBuffer commands);
+  // Fills limits_.coop, or coop_note_ with the reason why not. Behind the other limits.
+  Result<> find_coop(bool has_extension, const VkPhysicalDeviceVulkan12Features& f12, uint32_t subgroup_size, uint32_t max_subgroups);
+  static bool has_coop_shader();
 
   sdk::Host host_;
   Settings settings_;
@@ -124,6 +152,7 @@ class Context {
   VkPhysicalDeviceProperties properties_{};
   VkPhysicalDeviceMemoryProperties memory_{};
   std::string label_, driver_;
+  std::string coop_note_;  // for the description: what is used, or why not
   Limits limits_;
   bool has_budget_ = false;
   uint32_t family_ = 0;
@@ -139,7 +168,7 @@ class Context {
   std::map<std::pair<Shader, Constants>, VkPipeline> pipelines_;
   Staging staging_;
   uint64_t allocated_ = 0;  // bytes of storage
-  double bytes_per_second_ = 0, flops_per_second_ = 0, dispatch_seconds_ = 0, launch_seconds_ = 0;
+  double bytes_per_second_ = 0, flops_per_second_ = 0, coop_flops_per_second_ = 0, dispatch_seconds_ = 0, launch_seconds_ = 0;
 };
 
 }  // namespace fth::vulkan

@@ -49,6 +49,7 @@ Result<std::unique_ptr<Executable>> Executable::make(Context& context, SegmentPl
   FTH_ASSIGN_OR_RETURN(x->params_, context.allocate(x->plan_.params_bytes(), Context::Use::shared));
   std::memset(x->params_.mapped, 0, x->plan_.params_bytes());
   FTH_RETURN_IF_ERROR(x->bind_weights(weights));
+  FTH_RETURN_IF_ERROR(x->make_own());
   FTH_ASSIGN_OR_RETURN(x->timer_, context.make_timer());
   FTH_RETURN_IF_ERROR(x->record());
   FTH_RETURN_IF_ERROR(context.complaints());
@@ -59,6 +60,7 @@ Executable::~Executable() {
   if (running_) (void)context_.wait(done_);  // the device still reads what is freed here
   if (commands_) context_.free(commands_);
   if (timer_) context_.free_timer(timer_);
+  context_.free(own_);
   context_.free(params_);
 }
 
@@ -88,10 +90,47 @@ Result<> Executable::bind_weights(std::span<const fth_binding> weights) {
   return {};
 }
 
-Result<> Executable::record() {
-  FTH_ASSIGN_OR_RETURN(commands_, context_.begin(0));
+Result<> Executable::dispatch(VkCommandBuffer commands, const Dispatch& d) {
   const Api& api = context_.api();
   const Limits& limits = context_.limits();
+  FTH_ASSIGN_OR_RETURN(const VkPipeline pipeline, context_.pipeline(d.shader, d.constants));
+  std::array<uint32_t, 16> push{};
+  if (d.push.size() + 2 > push.size()) return fail(Code::internal, "vulkan: more push constants than the layout has");
+  std::memcpy(push.data(), &params_.address, sizeof params_.address);
+  std::copy(d.push.begin(), d.push.end(), push.begin() + 2);
+  api.CmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
+  api.CmdPushConstants(commands, context_.layout(), VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, push.data());
+  const uint64_t x = std::min<uint64_t>(d.groups_x, limits.max_groups_x), z = (d.groups_x + x - 1) / x;
+  if (z > 65535) return fail(Code::unimplemented, text("vulkan: ", d.groups_x, " workgroups in one dispatch"));
+  api.CmdDispatch(commands, static_cast<uint32_t>(x), d.groups_y, static_cast<uint32_t>(z));
+  return {};
+}
+
+// What the executable makes of its weights, each in a place of its own, by dispatches that do not meet.
+Result<> Executable::make_own() {
+  if (plan_.once.empty()) return {};
+  FTH_ASSIGN_OR_RETURN(own_, context_.allocate(plan_.own_bytes(), Context::Use::storage));
+  VkDeviceAddress next = own_.address;
+  for (uint32_t t = 0; t < plan_.values.size(); ++t) {
+    if (plan_.values[t].role != kOwnRole) continue;
+    set_entry(t, next);
+    next += align_up(plan_.values[t].bytes, kWorkspaceAlignment);
+  }
+  FTH_ASSIGN_OR_RETURN(const VkCommandBuffer commands, context_.begin(VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT));
+  const auto fill = [&]() -> Result<> {
+    context_.barrier(commands, Context::Between::anything);
+    for (const Dispatch& d : plan_.once) FTH_RETURN_IF_ERROR(dispatch(commands, d));
+    context_.barrier(commands, Context::Between::anything);
+    FTH_RETURN_IF_ERROR(context_.end(commands));
+    return context_.run_once(commands);
+  };
+  Result<> filled = fill();
+  context_.free(commands);
+  return filled;
+}
+
+Result<> Executable::record() {
+  FTH_ASSIGN_OR_RETURN(commands_, context_.begin(0));
   context_.start(commands_, timer_);
   context_.barrier(commands_, Context::Between::anything);  // earlier submits and copies
   std::vector<uint32_t> read, written;                      // since the last barrier
@@ -104,16 +143,7 @@ Result<> Executable::record() {
     read.insert(read.end(), d.reads.begin(), d.reads.end());
     written.insert(written.end(), d.writes.begin(), d.writes.end());
 
-    FTH_ASSIGN_OR_RETURN(const VkPipeline pipeline, context_.pipeline(d.shader, d.constants));
-    std::array<uint32_t, 16> push{};
-    if (d.push.size() + 2 > push.size()) return fail(Code::internal, "vulkan: more push constants than the layout has");
-    std::memcpy(push.data(), &params_.address, sizeof params_.address);
-    std::copy(d.push.begin(), d.push.end(), push.begin() + 2);
-    api.CmdBindPipeline(commands_, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
-    api.CmdPushConstants(commands_, context_.layout(), VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, push.data());
-    const uint64_t x = std::min<uint64_t>(d.groups_x, limits.max_groups_x), z = (d.groups_x + x - 1) / x;
-    if (z > 65535) return fail(Code::unimplemented, text("vulkan: ", d.groups_x, " workgroups in one dispatch"));
-    api.CmdDispatch(commands_, static_cast<uint32_t>(x), d.groups_y, static_cast<uint32_t>(z));
+    FTH_RETURN_IF_ERROR(dispatch(commands_, d));
   }
   context_.barrier(commands_, Context::Between::anything);  // later ones, and the host's reads of mapped memory
   context_.stop(commands_, timer_);
@@ -127,7 +157,7 @@ Result<Event*> Executable::submit(std::span<const fth_binding> bindings, const i
   size_t next = 0;
   for (uint32_t t = 0; t < plan_.values.size(); ++t) {
     const sdk::Value& v = plan_.values[t];
-    if (v.role == FTH_ROLE_WEIGHT || v.role == FTH_ROLE_TEMP) continue;
+    if (v.role == FTH_ROLE_WEIGHT || v.role == FTH_ROLE_TEMP || v.role == kOwnRole) continue;
     FTH_ASSIGN_OR_RETURN(const VkDeviceAddress address, resolve(bindings[next], v.bytes, v.alignment, "binding", next));
     set_entry(t, address);
     ++next;

@@ -50,12 +50,14 @@ class Executable {
   Executable(Context& context, SegmentPlan plan) : context_(context), plan_(std::move(plan)), event_(*this) {}
   Result<VkDeviceAddress> resolve(const fth_binding& b, uint64_t bytes, uint64_t alignment, std::string_view what, uint64_t index) const;
   Result<> bind_weights(std::span<const fth_binding> weights);
+  Result<> make_own();
+  Result<> dispatch(VkCommandBuffer commands, const Dispatch& d);
   Result<> record();
   void set_entry(uint32_t i, uint64_t value);
 
   Context& context_;
   SegmentPlan plan_;
-  Memory params_;
+  Memory params_, own_;
   VkCommandBuffer commands_ = VK_NULL_HANDLE;
   VkQueryPool timer_ = VK_NULL_HANDLE;
   uint64_t done_ = 0;  // on the timeline: the last run

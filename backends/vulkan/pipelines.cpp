@@ -20,6 +20,21 @@ constexpr uint32_t kMatmul[] =
 constexpr uint32_t kMatmulSubgroup[] =
 #include "shaders/matmul_subgroup.inc"
     ;
+#ifdef FTH_VULKAN_COOP  // the list alone, from whichever compiler knows the extension
+constexpr uint32_t kMatmulCoop[] = {
+#include "shaders/matmul_coop.inc"
+};
+constexpr bool kHasCoop = true;
+#else
+constexpr uint32_t kMatmulCoop[] = {0};
+constexpr bool kHasCoop = false;
+#endif
+constexpr uint32_t kRowScales[] =
+#include "shaders/row_scales.inc"
+    ;
+constexpr uint32_t kToF16[] =
+#include "shaders/to_f16.inc"
+    ;
 constexpr uint32_t kRmsNorm[] =
 #include "shaders/rms_norm.inc"
     ;
@@ -41,14 +56,16 @@ constexpr uint32_t kCombine[] =
 constexpr uint32_t kEmbed[] =
 #include "shaders/embed.inc"
     ;
-constexpr std::array<std::span<const uint32_t>, kShaders> kCode{kMatmul,    kMatmulSubgroup, kRmsNorm, kRope, kKvStore,
-                                                                kAttention, kElementwise,    kCombine, kEmbed};
-constexpr const char* kNames[] = {"matmul",    "matmul_subgroup", "rms_norm", "rope", "kv_store",
-                                  "attention", "elementwise",     "combine",  "embed"};
+constexpr std::array<std::span<const uint32_t>, kShaders> kCode{kMatmul, kMatmulSubgroup, kMatmulCoop, kRowScales,   kToF16,   kRmsNorm,
+                                                                kRope,   kKvStore,        kAttention,  kElementwise, kCombine, kEmbed};
+constexpr const char* kNames[] = {"matmul", "matmul_subgroup", "matmul_coop", "row_scales",  "to_f16",  "rms_norm",
+                                  "rope",   "kv_store",        "attention",   "elementwise", "combine", "embed"};
 
 constexpr uint64_t kMaxCacheFile = 64 * kMiB;
 
 }  // namespace
+
+bool Context::has_coop_shader() { return kHasCoop; }
 
 Result<VkPipeline> Context::pipeline(Shader shader, const Constants& constants) {
   const auto key = std::make_pair(shader, constants);
@@ -67,8 +84,9 @@ Result<VkPipeline> Context::pipeline(Shader shader, const Constants& constants) 
                                     .dataSize = sizeof constants,
                                     .pData = constants.data()};
   const VkPipelineShaderStageRequiredSubgroupSizeCreateInfo lanes{
-      .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO, .requiredSubgroupSize = limits_.lanes};
-  const bool subgroups = shader == Shader::matmul_subgroup;
+      .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO,
+      .requiredSubgroupSize = shader == Shader::matmul_coop ? limits_.coop.lanes : limits_.lanes};
+  const bool subgroups = shader == Shader::matmul_subgroup || shader == Shader::matmul_coop;
   const VkComputePipelineCreateInfo info{
       .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
       .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,

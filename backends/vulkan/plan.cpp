@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <map>
 
 #include "core/base/bytes.h"
 #include "core/base/dtype.h"
@@ -35,6 +36,7 @@ class Planner {
   Result<> embed();
   Result<> rms_norm();
   Result<> matmul();
+  bool matmul_coop(const sdk::MatmulOp& op);
   Result<> rope();
   Result<> attention();
   Result<> elementwise();
@@ -44,6 +46,8 @@ class Planner {
   const Limits& limits_;
   sdk::OpChecker ops_;
   SegmentPlan plan_;
+  uint32_t next_own_ = 0;                    // of the values behind the segment's, two for each MATMUL
+  std::map<uint32_t, uint32_t> f16_copies_;  // by x: the value that holds it as to_f16.comp leaves it
 };
 
 void Planner::add(Dispatch d) {
@@ -52,6 +56,7 @@ void Planner::add(Dispatch d) {
     for (const uint32_t v : *list) {
       sdk::Value& value = plan_.values[v];
       value.used_at(at);
+      if (list == &d.writes) f16_copies_.erase(v);
       if (value.role != FTH_ROLE_TEMP && value.role != FTH_ROLE_STATE) plan_.bytes += static_cast<double>(value.bytes);
     }
   plan_.dispatches.push_back(std::move(d));
@@ -92,6 +97,7 @@ Result<> Planner::matmul() {
   align_matrix(op.weight, by_value);
   if (!by_value) align(op.x, 16);
 
+  if (limits_.coop && ops_.n_tokens() >= kCoopTokens && !op.fine && coop_type(type) && matmul_coop(op)) return {};
   // A weight is unpacked once for `cols` tokens and a value of x is read once for `row_tile` weights; few rows are split finer, to keep every
   // processor of the device busy.
   const uint64_t n = tokens(), rows_of_w = static_cast<uint64_t>(op.m);
@@ -111,6 +117,53 @@ Result<> Planner::matmul() {
   add(std::move(d));
   plan_.flops += 2 * rows() * static_cast<double>(op.k) * static_cast<double>(op.m);
   return {};
+}
+
+// In cooperative matrices. False: it is not to be had for this shape.
+bool Planner::matmul_coop(const sdk::MatmulOp& op) {
+  const DType type = ops_.type(op.weight);
+  const uint64_t n = tokens(), m = static_cast<uint64_t>(op.m), k = static_cast<uint64_t>(op.k);
+  const std::optional<CoopTiles> t = coop_tiles(limits_.coop, type, n, m);
+  if (!t) return false;
+  // Every type's tiles fit into rows of whole 128 values; workgroups read whole tiles of tokens.
+  const uint64_t kp = align_up(k, 128), rows = align_up(n, 4 * uint64_t{limits_.coop.m}), values = align_up(4 * rows, 16);
+  const uint64_t copy_bytes = values + 2 * rows * kp;
+  if (copy_bytes >= std::min(kMaxTensor, limits_.max_buffer)) return false;
+  const uint32_t scales = next_own_++;
+  const auto [copy, made] = f16_copies_.emplace(op.x, next_own_);
+  const uint32_t x16 = copy->second;
+  if (made) {
+    plan_.values[next_own_++].bytes = copy_bytes;
+    align(x16, kWorkspaceAlignment);
+    add({.shader = Shader::to_f16,
+         .constants = {kThreads, kThreads},
+         .push = {op.x, x16, u32(op.k), static_cast<uint32_t>(kp), static_cast<uint32_t>(values / 4)},
+         .groups_x = n,
+         .reads = {op.x},
+         .writes = {x16}});
+  }
+  sdk::Value& unscale = plan_.values[scales];
+  unscale.role = kOwnRole;
+  unscale.bytes = 4 * m;
+  const uint32_t row = static_cast<uint32_t>(row_bytes(type, op.k));
+  plan_.once.push_back({.shader = Shader::row_scales,
+                        .constants = {kThreads, kThreads, static_cast<uint32_t>(type)},
+                        .push = {op.weight, scales, u32(op.k), u32(op.m), row},
+                        .groups_x = m});
+  const Coop& c = limits_.coop;
+  Dispatch d{.shader = Shader::matmul_coop,
+             .constants = {t->threads(c), static_cast<uint32_t>(type), c.m, c.n, c.k, t->token_tiles, t->row_tiles, t->token_groups,
+                           t->row_groups, t->chunk, t->threads(c)},
+             .push = {x16, op.weight, scales, op.bias, op.y, u32(op.k), u32(op.m), row, static_cast<uint32_t>(kp),
+                      static_cast<uint32_t>(values / 4)},
+             .groups_x = ceil_div(m, t->rows(c)),
+             .groups_y = static_cast<uint32_t>(ceil_div(n, t->tokens(c))),
+             .reads = {x16, op.weight},
+             .writes = {op.y}};
+  if (op.bias != sdk::kNoValue) d.reads.push_back(op.bias);
+  add(std::move(d));
+  plan_.coop_flops += 2 * static_cast<double>(n) * static_cast<double>(k) * static_cast<double>(m);
+  return true;
 }
 
 Result<> Planner::rope() {
@@ -199,6 +252,10 @@ Result<> Planner::plan_op(const fth_op& op) {
 
 Result<SegmentPlan> Planner::run() {
   FTH_ASSIGN_OR_RETURN(plan_.values, sdk::values_of(segment_, std::min(kMaxTensor - 1, limits_.max_buffer)));
+  next_own_ = static_cast<uint32_t>(plan_.values.size());
+  if (limits_.coop)  // before the ops are planned: entries behind the values are counted from their end
+    for (const fth_op& op : segment_.ops())
+      if (op.kind == FTH_OP_MATMUL) plan_.values.resize(plan_.values.size() + 2);
   while (const fth_op* const op = ops_.next()) {
     FTH_RETURN_IF_ERROR(plan_op(*op));
     if (ops_.n_tokens() > int64_t{limits_.max_groups_y})
