@@ -333,9 +333,9 @@ inline void store_interleaved(Q4_0, const uint8_t* group, int64_t lane, uint8_t*
 
 #include "backends/cpu/kernels/float.inc"
 #include "backends/cpu/kernels/float_attention.inc"
-#include "backends/cpu/kernels/interleaved.inc"
 #include "backends/cpu/kernels/plane.inc"
 #include "backends/cpu/kernels/quant.inc"
+#include "backends/cpu/kernels/row_panels.inc"
 #include "backends/cpu/kernels/table.inc"
 
 }  // namespace
