@@ -162,6 +162,31 @@ void matmul_by_neuron(const NeuronMatmulArgs& m) {
   }
 }
 
+// Rows of a panel one by one: codes of row r are 4 of every 64 bytes of a group.
+template <class Q>
+void matmul_interleaved(const MatmulArgs& m) {
+  constexpr int64_t kGroup = kInterleavedRows * Q::kBytes;
+  for (int64_t r = 0; r < m.n_rows; ++r) {
+    const int64_t lane = r % kInterleavedRows;
+    for (int64_t c = 0; c < m.n_cols; ++c) {
+      const Act act(act_row(m, c), m.k);
+      const uint8_t* group = static_cast<const uint8_t*>(m.weights) + static_cast<uint64_t>(r - lane) * m.row_bytes;
+      float sum = 0.0f;
+      for (int64_t b = 0; b < m.k / 32; ++b, group += kGroup) {
+        const float scale = half_at(group + 2 * lane);
+        int32_t dot = 0;
+        for (int64_t j = 0; j < 16; ++j) {
+          const int byte = group[2 * kInterleavedRows + (j / 4 * kInterleavedRows + lane) * 4 + j % 4];
+          dot += (byte & 15) * act.q[b * 32 + j] + (byte >> 4) * act.q[b * 32 + 16 + j];
+        }
+        sum += scale * (act.scale(b) * static_cast<float>(dot));
+        sum += -8.0f * scale * act.sum(b);
+      }
+      m.dst[c * m.dst_stride + r] = sum;
+    }
+  }
+}
+
 template <class W>
 void dequantize_float(int64_t k, const void* row, float* y) {
   for (int64_t i = 0; i < k; ++i) y[i] = W::at(static_cast<const uint8_t*>(row), i);
@@ -241,6 +266,7 @@ const KernelTable kGeneric = {
     {matmul_float<F32>, matmul_float<F16>, matmul_float<BF16>, matmul_quant<Q8_0>, matmul_quant<Q4_0>, matmul_quant<Q4_1>,
      matmul_quant<Q6_K>, matmul_quant<Q4_K>},
     {nullptr, nullptr, nullptr, matmul_by_neuron<Q8_0>, matmul_by_neuron<Q4_0>, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, matmul_interleaved<Q4_0>, nullptr, nullptr, nullptr},
     {dequantize_float<F32>, dequantize_float<F16>, dequantize_float<BF16>, dequantize<Q8_0>, dequantize<Q4_0>, dequantize<Q4_1>,
      dequantize<Q6_K>, dequantize<Q4_K>},
     {axpy_float<F32>, axpy_float<F16>, axpy_float<BF16>, axpy<Q8_0>, axpy<Q4_0>, axpy<Q4_1>, axpy<Q6_K>, axpy<Q4_K>},
