@@ -278,13 +278,20 @@ inline void store_neuron_codes(Q8_0, const NeuronGroup& group, int64_t r0, uint8
 }
 
 // Interleaved: a vector holds four codes of each of four rows, and one lane of the activations goes to all of them.
-template <int C>
-inline void decode_interleaved(Q4_0, const uint8_t* group, const uint8_t* last, const Act* act, int64_t n_groups, float* dst,
+// Offsets of four rows from `lane` on.
+template <class Q>
+inline F interleaved_offset(const uint8_t* group, int64_t lane, F scale) {
+  if constexpr (Q::kMinimum) return f_load_f16(group + 2 * (kInterleavedRows + lane));
+  return vmulq_f32(scale, vdupq_n_f32(-8.0f));
+}
+
+template <int C, class Q>
+inline void decode_interleaved(Q, const uint8_t* group, const uint8_t* last, const Act* act, int64_t n_groups, float* dst,
                                int64_t dst_stride) {
   F sum[C][4];
   for (auto& of_column : sum)
     for (F& v : of_column) v = vdupq_n_f32(0.0f);
-  for (int64_t b = 0; b < n_groups; ++b, group += 288) {
+  for (int64_t b = 0; b < n_groups; ++b, group += kInterleavedRows * Q::kBytes) {
     prefetch_ahead<5>(group, last);
     I dot[C][4];
     int8x16_t a0[C], a1[C];
@@ -295,7 +302,7 @@ inline void decode_interleaved(Q4_0, const uint8_t* group, const uint8_t* last, 
     }
     for (int p = 0; p < 4; ++p) {
       uint8x16_t x[4];
-      for (int i = 0; i < 4; ++i) x[i] = vld1q_u8(group + 32 + 64 * i + 16 * p);
+      for (int i = 0; i < 4; ++i) x[i] = vld1q_u8(group + kInterleavedCodes<Q> + 64 * i + 16 * p);
       for (int c = 0; c < C; ++c) {
         I& v = dot[c][p];
         v = vdotq_laneq_s32(v, low_nibbles(x[0]), a0[c], 0);
@@ -309,7 +316,7 @@ inline void decode_interleaved(Q4_0, const uint8_t* group, const uint8_t* last, 
       }
     }
     for (int p = 0; p < 4; ++p) {
-      const F scale = f_load_f16(group + 8 * p), offset = vmulq_f32(scale, vdupq_n_f32(-8.0f));
+      const F scale = f_load_f16(group + 8 * p), offset = interleaved_offset<Q>(group, 4 * p, scale);
       for (int c = 0; c < C; ++c) {
         sum[c][p] = vfmaq_f32(sum[c][p], scale, vmulq_f32(vdupq_n_f32(act[c].scale(b)), vcvtq_f32_s32(dot[c][p])));
         sum[c][p] = vfmaq_f32(sum[c][p], offset, vdupq_n_f32(act[c].sum(b)));
@@ -320,12 +327,13 @@ inline void decode_interleaved(Q4_0, const uint8_t* group, const uint8_t* last, 
     for (int p = 0; p < 4; ++p) f_store(dst + c * dst_stride + 4 * p, sum[c][p]);
 }
 
-inline void store_interleaved(Q4_0, const uint8_t* group, int64_t lane, uint8_t* codes, float* scale, float* offset) {
+template <class Q>
+inline void store_interleaved(Q, const uint8_t* group, int64_t lane, uint8_t* codes, float* scale, float* offset) {
   const F d = f_load_f16(group + 2 * lane);
   f_store(scale, d);
-  f_store(offset, vmulq_f32(d, vdupq_n_f32(-8.0f)));
+  f_store(offset, interleaved_offset<Q>(group, lane, d));
   for (int i = 0; i < 4; ++i) {
-    const uint8x16_t x = vld1q_u8(group + 32 + 64 * i + 4 * lane);
+    const uint8x16_t x = vld1q_u8(group + kInterleavedCodes<Q> + 64 * i + 4 * lane);
     vst1q_s8(reinterpret_cast<int8_t*>(codes) + 16 * i, low_nibbles(x));
     vst1q_s8(reinterpret_cast<int8_t*>(codes) + 64 + 16 * i, high_nibbles(x));
   }

@@ -174,13 +174,14 @@ void matmul_interleaved(const MatmulArgs& m) {
       float sum = 0.0f;
       for (int64_t b = 0; b < m.k / 32; ++b, group += kGroup) {
         const float scale = half_at(group + 2 * lane);
+        const float offset = Q::kMinimum ? half_at(group + 2 * (kInterleavedRows + lane)) : -8.0f * scale;
         int32_t dot = 0;
         for (int64_t j = 0; j < 16; ++j) {
-          const int byte = group[2 * kInterleavedRows + (j / 4 * kInterleavedRows + lane) * 4 + j % 4];
+          const int byte = group[kInterleavedCodes<Q> + (j / 4 * kInterleavedRows + lane) * 4 + j % 4];
           dot += (byte & 15) * act.q[b * 32 + j] + (byte >> 4) * act.q[b * 32 + 16 + j];
         }
         sum += scale * (act.scale(b) * static_cast<float>(dot));
-        sum += -8.0f * scale * act.sum(b);
+        sum += offset * act.sum(b);
       }
       m.dst[c * m.dst_stride + r] = sum;
     }
@@ -266,7 +267,7 @@ const KernelTable kGeneric = {
     {matmul_float<F32>, matmul_float<F16>, matmul_float<BF16>, matmul_quant<Q8_0>, matmul_quant<Q4_0>, matmul_quant<Q4_1>,
      matmul_quant<Q6_K>, matmul_quant<Q4_K>},
     {nullptr, nullptr, nullptr, matmul_by_neuron<Q8_0>, matmul_by_neuron<Q4_0>, nullptr, nullptr, nullptr},
-    {nullptr, nullptr, nullptr, nullptr, matmul_interleaved<Q4_0>, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, matmul_interleaved<Q4_0>, matmul_interleaved<Q4_1>, nullptr, nullptr},
     {dequantize_float<F32>, dequantize_float<F16>, dequantize_float<BF16>, dequantize<Q8_0>, dequantize<Q4_0>, dequantize<Q4_1>,
      dequantize<Q6_K>, dequantize<Q4_K>},
     {axpy_float<F32>, axpy_float<F16>, axpy_float<BF16>, axpy<Q8_0>, axpy<Q4_0>, axpy<Q4_1>, axpy<Q6_K>, axpy<Q4_K>},
