@@ -122,7 +122,7 @@ struct Engine::Impl {
   std::vector<ReadFile> files;                         // of the model
   GuessTrial guess_trial;
   ScreenedHead screen;
-  std::vector<HostBlock> reordered;  // [layer]: down matrices, neuron-major
+  std::vector<HostBlock> reordered;  // [layer]: down matrices, neuron-major; then what is interleaved
   std::string repack_note;
   Weight embedding;  // embedding_rows as the embed segment's table; empty: the whole table is at hand
   bool streamed() const { return plan.expert_slots > 0; }
@@ -182,6 +182,9 @@ struct Engine::Impl {
   bool wants_reordered();
   void keep_order(const std::string& why);
   Result<> reorder();
+  Result<> reorder_down();
+  // Weights that the CPU multiplies by a token, in panels of 16 rows: copies of resident ones, streamed models' dense ones where they are.
+  Result<> interleave();
   // The screened head.  [screened_head.cpp]
   void shape_plane();
   Result<> make_plane();

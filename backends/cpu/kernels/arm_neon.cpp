@@ -278,20 +278,18 @@ inline void store_neuron_codes(Q8_0, const NeuronGroup& group, int64_t r0, uint8
 }
 
 // Interleaved: a vector holds four codes of each of four rows, and one lane of the activations goes to all of them.
-// Offsets of four rows from `lane` on.
-template <class Q>
-inline F interleaved_offset(const uint8_t* group, int64_t lane, F scale) {
-  if constexpr (Q::kMinimum) return f_load_f16(group + 2 * (kInterleavedRows + lane));
-  return vmulq_f32(scale, vdupq_n_f32(-8.0f));
-}
+// Offsets of four rows of a group from `lane` on.
+inline F interleaved_offset(Q4_0, const uint8_t*, int64_t, F scale) { return vmulq_f32(scale, vdupq_n_f32(-8.0f)); }
+inline F interleaved_offset(Q4_1, const uint8_t* group, int64_t lane, F) { return f_load_f16(group + 2 * (kInterleavedRows + lane)); }
 
 template <int C, class Q>
-inline void decode_interleaved(Q, const uint8_t* group, const uint8_t* last, const Act* act, int64_t n_groups, float* dst,
-                               int64_t dst_stride) {
+inline void decode_nibbles(Q q, const uint8_t* group, const uint8_t* last, const Act* act, int64_t n_groups, float* dst,
+                           int64_t dst_stride) {
   F sum[C][4];
   for (auto& of_column : sum)
     for (F& v : of_column) v = vdupq_n_f32(0.0f);
   for (int64_t b = 0; b < n_groups; ++b, group += kInterleavedRows * Q::kBytes) {
+    const uint8_t* const codes = interleaved_nibbles(q, group, 0);
     prefetch_ahead<5>(group, last);
     I dot[C][4];
     int8x16_t a0[C], a1[C];
@@ -302,7 +300,7 @@ inline void decode_interleaved(Q, const uint8_t* group, const uint8_t* last, con
     }
     for (int p = 0; p < 4; ++p) {
       uint8x16_t x[4];
-      for (int i = 0; i < 4; ++i) x[i] = vld1q_u8(group + kInterleavedCodes<Q> + 64 * i + 16 * p);
+      for (int i = 0; i < 4; ++i) x[i] = vld1q_u8(codes + 64 * i + 16 * p);
       for (int c = 0; c < C; ++c) {
         I& v = dot[c][p];
         v = vdotq_laneq_s32(v, low_nibbles(x[0]), a0[c], 0);
@@ -316,7 +314,7 @@ inline void decode_interleaved(Q, const uint8_t* group, const uint8_t* last, con
       }
     }
     for (int p = 0; p < 4; ++p) {
-      const F scale = f_load_f16(group + 8 * p), offset = interleaved_offset<Q>(group, 4 * p, scale);
+      const F scale = f_load_f16(group + 8 * p), offset = interleaved_offset(q, group, 4 * p, scale);
       for (int c = 0; c < C; ++c) {
         sum[c][p] = vfmaq_f32(sum[c][p], scale, vmulq_f32(vdupq_n_f32(act[c].scale(b)), vcvtq_f32_s32(dot[c][p])));
         sum[c][p] = vfmaq_f32(sum[c][p], offset, vdupq_n_f32(act[c].sum(b)));
@@ -327,16 +325,91 @@ inline void decode_interleaved(Q, const uint8_t* group, const uint8_t* last, con
     for (int p = 0; p < 4; ++p) f_store(dst + c * dst_stride + 4 * p, sum[c][p]);
 }
 
+template <int C>
+inline void decode_interleaved(Q4_0 q, const uint8_t* panel, const uint8_t* last, const Act* act, int64_t n_groups, float* dst,
+                               int64_t dst_stride) {
+  decode_nibbles<C>(q, panel, last, act, n_groups, dst, dst_stride);
+}
+template <int C>
+inline void decode_interleaved(Q4_1 q, const uint8_t* panel, const uint8_t* last, const Act* act, int64_t n_groups, float* dst,
+                               int64_t dst_stride) {
+  decode_nibbles<C>(q, panel, last, act, n_groups, dst, dst_stride);
+}
+
+// q6_k's codes 4i .. 4i + 3 of one half of a group, less 32.
+inline int8x16_t interleaved_codes(int8x16_t nibbles, uint8x16_t pairs, int i) {
+  const uint8x16_t upper = vandq_u8(vshlq_u8(pairs, vdupq_n_s8(static_cast<int8_t>(4 - 2 * i))), vdupq_n_u8(0x30));
+  return vsubq_s8(vorrq_s8(nibbles, vreinterpretq_s8_u8(upper)), vdupq_n_s8(32));
+}
+inline int32x4_t four_of(const uint8_t* scales) {  // int8 to int32
+  return vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(load_as<uint32_t>(scales)))));
+}
+
+template <int C>
+inline void decode_interleaved(Q6_K, const uint8_t* panel, const uint8_t* last, const Act* act, int64_t n_groups, float* dst,
+                               int64_t dst_stride) {
+  F sum[C][4];
+  for (auto& of_column : sum)
+    for (F& v : of_column) v = vdupq_n_f32(0.0f);
+  for (int64_t b = 0; b < n_groups; ++b) {
+    const uint8_t* const block = interleaved_block(Q6_K{}, panel, b);
+    const uint8_t* const low = interleaved_nibbles(Q6_K{}, panel, b);
+    const uint8_t* const high = interleaved_pairs(panel, b);
+    const uint8_t* const scales = interleaved_sub_scales(panel, b);
+    prefetch_ahead<7>(block + (b & 7) * 420, last);
+    for (int p = 0; p < 4; ++p) {
+      I first[C], second[C];
+      for (int c = 0; c < C; ++c) first[c] = second[c] = vdupq_n_s32(0);
+      const uint8x16_t pairs[2] = {vld1q_u8(high + 16 * p), vld1q_u8(high + 64 + 16 * p)};
+      for (int i = 0; i < 4; ++i) {
+        const uint8x16_t x = vld1q_u8(low + 64 * i + 16 * p);
+        const int8x16_t w0 = interleaved_codes(low_nibbles(x), pairs[0], i), w1 = interleaved_codes(high_nibbles(x), pairs[1], i);
+        for (int c = 0; c < C; ++c) {
+          const int8_t* const q = act[c].q + b * 32 + 4 * i;
+          first[c] = vdotq_s32(first[c], w0, vreinterpretq_s8_s32(vdupq_n_s32(load_as<int32_t>(q))));
+          second[c] = vdotq_s32(second[c], w1, vreinterpretq_s8_s32(vdupq_n_s32(load_as<int32_t>(q + 16))));
+        }
+      }
+      const F d = f_load_f16(block + 8 * p);
+      for (int c = 0; c < C; ++c) {
+        const I dot = vmlaq_s32(vmulq_s32(first[c], four_of(scales + 4 * p)), second[c], four_of(scales + 16 + 4 * p));
+        sum[c][p] = vfmaq_f32(sum[c][p], d, vmulq_f32(vdupq_n_f32(act[c].scale(b)), vcvtq_f32_s32(dot)));
+      }
+    }
+  }
+  for (int c = 0; c < C; ++c)
+    for (int p = 0; p < 4; ++p) f_store(dst + c * dst_stride + 4 * p, sum[c][p]);
+}
+
 template <class Q>
-inline void store_interleaved(Q, const uint8_t* group, int64_t lane, uint8_t* codes, float* scale, float* offset) {
+inline void store_interleaved(Q q, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float* offset, int16_t*) {
+  const uint8_t* const group = interleaved_block(q, panel, b);
   const F d = f_load_f16(group + 2 * lane);
   f_store(scale, d);
-  f_store(offset, interleaved_offset<Q>(group, lane, d));
+  f_store(offset, interleaved_offset(q, group, lane, d));
   for (int i = 0; i < 4; ++i) {
-    const uint8x16_t x = vld1q_u8(group + kInterleavedCodes<Q> + 64 * i + 4 * lane);
+    const uint8x16_t x = vld1q_u8(interleaved_nibbles(q, group, 0) + 64 * i + 4 * lane);
     vst1q_s8(reinterpret_cast<int8_t*>(codes) + 16 * i, low_nibbles(x));
     vst1q_s8(reinterpret_cast<int8_t*>(codes) + 64 + 16 * i, high_nibbles(x));
   }
+}
+
+inline void store_interleaved(Q6_K, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float*,
+                              int16_t* sub_scale) {
+  f_store(scale, f_load_f16(interleaved_block(Q6_K{}, panel, b) + 2 * lane));
+  const uint8_t* const low = interleaved_nibbles(Q6_K{}, panel, b) + 4 * lane;
+  const uint8_t* const high = interleaved_pairs(panel, b) + 4 * lane;
+  int8_t* const out = reinterpret_cast<int8_t*>(codes);
+  for (int i = 0; i < 4; ++i) {
+    const uint8x16_t x = vld1q_u8(low + 64 * i);
+    vst1q_s8(out + 16 * i, interleaved_codes(low_nibbles(x), vld1q_u8(high), i));
+    vst1q_s8(out + 64 + 16 * i, interleaved_codes(high_nibbles(x), vld1q_u8(high + 64), i));
+  }
+  for (int half = 0; half < 2; ++half)
+    for (int r = 0; r < 4; ++r) {
+      const auto s = static_cast<int16_t>(static_cast<int8_t>(interleaved_sub_scales(panel, b)[16 * half + lane + r]));
+      sub_scale[half * 8 + 2 * r] = sub_scale[half * 8 + 2 * r + 1] = s;
+    }
 }
 
 #include "backends/cpu/kernels/float.inc"

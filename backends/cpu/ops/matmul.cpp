@@ -22,6 +22,7 @@ Result<> plan_matmul(Planner& p) {
   const DType type = p.dtype(w);
   FTH_ASSIGN_OR_RETURN(const int64_t wants_fine, p.integer(0, "fine activations", 0, 1));
   const bool fine = wants_fine == 1 && is_quantized(type);
+  FTH_ASSIGN_OR_RETURN(const bool interleaved, p.interleaved(1, "weight", w));
   const ValueId act = is_quantized(type) ? p.quantized(x, k, fine) : x;
   FTH_ASSIGN_OR_RETURN(const ValueId y, p.output(0, "y", {{"N", &p.plan.n_tokens}, {"M", &m}}));
   const MatmulPart part{.weight = w,
@@ -32,7 +33,8 @@ Result<> plan_matmul(Planner& p) {
                         .rows = m,
                         .row_bytes = row_bytes(type, k),
                         .act_bytes = is_quantized(type) ? q8_row_bytes(k) : static_cast<uint64_t>(k) * sizeof(float),
-                        .fine = fine};
+                        .fine = fine,
+                        .interleaved = interleaved};
   p.plan.bytes += static_cast<double>(part.row_bytes) * static_cast<double>(m);
   p.plan.flops += 2.0 * static_cast<double>(k) * static_cast<double>(m) * static_cast<double>(p.plan.n_tokens) * (fine ? 2.0 : 1.0);
 
@@ -95,7 +97,8 @@ int64_t rows_per_item(const MatmulPart& part, int64_t all_rows, int64_t n_thread
   const uint64_t tile = n_tokens == 1 ? 512 * 1024 : 96 * 1024;
   const int64_t cap = static_cast<int64_t>(tile / part.row_bytes);
   const int64_t rows = std::min({ceil_div(all_rows, n_threads * 8), cap, part.fine ? kFineRows : cap});
-  return std::max<int64_t>(8, rows / 8 * 8);
+  const int64_t unit = part.interleaved ? 16 : 8;
+  return std::max<int64_t>(unit, rows / unit * unit);
 }
 
 // The columns of m are tokens with two Q8 rows each.
@@ -153,7 +156,7 @@ void MatmulWork::operator()(int64_t item) const {
                           .n_rows = rows,
                           .n_cols = n_cols,
                           .rows = nullptr};
-    const auto product = run_.kernels.matmul[static_cast<size_t>(part->type)];
+    const auto product = (part->interleaved ? run_.kernels.matmul_interleaved : run_.kernels.matmul)[static_cast<size_t>(part->type)];
     part->fine ? fine_product(product, args) : product(args);
     if (!bias) continue;
     for (int64_t j = c; j < c + n_cols; ++j)
