@@ -1,5 +1,5 @@
 // Speed of the kernel tables: GB/s of weights read and GOP/s (a multiplication and an addition are two), by type, columns and working set.
-//   kernels_bench --benchmark_filter='matmul/avx2/q4_0/.*/dram'
+//   kernels_bench --benchmark_filter='(matmul|interleaved)/avx2/q4_0/.*/dram'
 //   kernels_bench --benchmark_filter='(activity/avx2/q4_0|peak)' --benchmark_format=csv      dense, masked or gathered: what pays at which activity
 // "l2" keeps 192 KiB of weights per thread hot, "dram" walks through 96 MiB; threads share the weights and split the rows.
 #include <benchmark/benchmark.h>
@@ -55,21 +55,21 @@ std::vector<uint8_t> activations(const KernelTable& table, DType type, int64_t n
   return act;
 }
 
-void matmul(benchmark::State& state, const KernelTable* table, DType type, int64_t n_cols, uint64_t bytes) {
+void matmul(benchmark::State& state, const KernelTable* table, DType type, bool interleaved, int64_t n_cols, uint64_t bytes) {
   const uint64_t row = row_bytes(type, kK);
   const int64_t all_rows = static_cast<int64_t>(bytes / row);
   uint64_t act_bytes = 0;
   const std::vector<uint8_t> act = activations(*table, type, n_cols, act_bytes);
   static const std::vector<uint8_t>* w = nullptr;
   if (state.thread_index() == 0) w = &weights(bytes);
-  // One call is at most 768 rows, as an expert's slice is.
-  const int64_t slice = std::min<int64_t>(768, all_rows / state.threads());
-  const int64_t first = all_rows / state.threads() * state.thread_index(), last = first + all_rows / state.threads() - slice;
+  const auto product = (interleaved ? table->matmul_interleaved : table->matmul)[static_cast<size_t>(type)];
+  // One call is at most 768 rows, as an expert's slice is; whole panels of 16.
+  const int64_t slice = std::min<int64_t>(768, all_rows / state.threads() / 16 * 16);
+  const int64_t own = all_rows / state.threads() / 16 * 16, first = own * state.thread_index(), last = first + own - slice;
   std::vector<float> dst(static_cast<size_t>(slice * n_cols));
   int64_t at = first;
   for (auto _ : state) {
-    table->matmul[static_cast<size_t>(type)](
-        {w->data() + static_cast<uint64_t>(at) * row, row, act.data(), act_bytes, dst.data(), slice, kK, slice, n_cols, nullptr});
+    product({w->data() + static_cast<uint64_t>(at) * row, row, act.data(), act_bytes, dst.data(), slice, kK, slice, n_cols, nullptr});
     benchmark::DoNotOptimize(dst.data());
     at = at + slice > last ? first : at + slice;
   }
@@ -239,11 +239,15 @@ void add_all() {
         for (const auto& [set, bytes] : {std::pair<const char*, uint64_t>{"l2", 192 << 10}, {"dram", 96 << 20}})
           for (const int threads : {1, 2}) {
             if (cols > 8 && std::strcmp(set, "l2") == 0 && threads == 2) continue;
-            benchmark::RegisterBenchmark(("matmul/" + stem + "/cols:" + std::to_string(cols) + "/" + set).c_str(), matmul, t, d, cols,
-                                         std::strcmp(set, "l2") == 0 ? bytes * static_cast<uint64_t>(threads) : bytes)
-                ->Threads(threads)
-                ->UseRealTime()
-                ->Unit(benchmark::kMicrosecond);
+            for (const bool interleaved : {false, true}) {
+              if (interleaved && !t->matmul_interleaved[type]) continue;
+              benchmark::RegisterBenchmark(
+                  ((interleaved ? "interleaved/" : "matmul/") + stem + "/cols:" + std::to_string(cols) + "/" + set).c_str(), matmul, t, d,
+                  interleaved, cols, std::strcmp(set, "l2") == 0 ? bytes * static_cast<uint64_t>(threads) : bytes)
+                  ->Threads(threads)
+                  ->UseRealTime()
+                  ->Unit(benchmark::kMicrosecond);
+            }
           }
       benchmark::RegisterBenchmark(("axpy/" + stem).c_str(), axpy, t, d)->UseRealTime();
     }

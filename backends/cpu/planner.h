@@ -41,6 +41,8 @@ struct Planner {
   Result<ValueId> output(uint32_t i, std::string_view what, std::initializer_list<Dim> dims);  // f32
   // A matrix of rows of k values that the kernels can multiply by.
   Result<> check_weight(std::string_view what, ValueId v) const;
+  // attr[i], whether that matrix is interleaved; whether the kernels can multiply by it then.
+  Result<bool> interleaved(uint32_t i, std::string_view what, ValueId v) const;
   // attr[i], as an integer in [min, max], or finite.
   Result<int64_t> integer(uint32_t i, std::string_view what, int64_t min, int64_t max) const;
   Result<double> finite(uint32_t i, std::string_view what) const;

@@ -73,6 +73,16 @@ Result<> Planner::check_weight(std::string_view what, ValueId v) const {
   return {};
 }
 
+Result<bool> Planner::interleaved(uint32_t i, std::string_view what, ValueId v) const {
+  FTH_ASSIGN_OR_RETURN(const int64_t order, integer(i, text("order of the ", what), 0, 1));
+  if (order == 0) return false;
+  const int64_t rows = tensor(v).dims[tensor(v).rank - 2];
+  if (!kernels.matmul_interleaved[static_cast<size_t>(dtype(v))])
+    return unsupported(text(describe(what, v), ": interleaved rows, which q4_0, q4_1 and q6_k have"));
+  if (rows % 16 != 0) return invalid(text(describe(what, v), ": ", rows, " interleaved rows, need a multiple of 16"));
+  return true;
+}
+
 Result<int64_t> Planner::integer(uint32_t i, std::string_view what, int64_t min, int64_t max) const {
   const double a = op->attr[i];
   if (!(a >= static_cast<double>(min) && a <= static_cast<double>(max)) || a != std::floor(a))

@@ -75,7 +75,8 @@ struct MatmulPart {
   DType type;
   int64_t rows;
   uint64_t row_bytes, act_bytes;
-  bool fine;  // act has two rows for each token, whose products are added
+  bool fine;         // act has two rows for each token, whose products are added
+  bool interleaved;  // the weight is stored in panels of 16 rows (core/model/interleaved.h)
 };
 struct MatmulStep {  // every product of one x in one parallel loop: Q, K and V cost one barrier
   ValueId x;
@@ -119,6 +120,7 @@ struct ExpertsStep {
   int64_t max_tokens, max_slots, width, ff, top_k;
   bool silu;
   DownOrder order;
+  bool gate_interleaved;
   // Scratch. Row i of the packed areas belongs to rows[i], so that the rows of one slot are adjacent.
   ValueId place;    // i32[N*K]: where row r stands in rows[], or -1
   ValueId pending;  // i32[S]: a slot's items whose hidden values are still to come
@@ -131,6 +133,7 @@ struct ExpertGatesStep {
   ValueId x, slot_begin, rows, act, y;  // act: x itself, or its Q8 rows
   uint32_t gate;                        // Value::first_slot
   DType type;
+  bool interleaved;
   int64_t max_tokens, max_slots, width, ff, top_k;
 };
 struct CombineStep {

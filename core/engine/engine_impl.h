@@ -128,8 +128,9 @@ struct Engine::Impl {
   std::vector<ReadFile> files;                         // of the model
   GuessTrial guess_trial;
   ScreenedHead screen;
-  std::vector<HostBlock> reordered;  // [layer]: down matrices, neuron-major
-  std::vector<Weight> as_in_file;    // [layer]: what they were before
+  std::vector<HostBlock> reordered;  // [layer]: down matrices, neuron-major; then what is interleaved
+  std::vector<Weight> as_in_file;    // [layer]: the down matrices before
+  std::vector<std::pair<Weight*, Weight>> as_rows;  // of a resident model: what is interleaved, and how it lay before
   std::string repack_note;
   Weight embedding;  // embedding_rows as the embed segment's table; empty: the whole table is at hand
   bool streamed() const { return plan.expert_slots > 0; }
@@ -217,6 +218,9 @@ struct Engine::Impl {
   void keep_order(const std::string& why);
   void undo_reorder(const std::string& why);  // after reorder(): the matrices as they are in the file
   Result<> reorder();
+  Result<> reorder_down();
+  // Weights that the CPU multiplies by a token, in panels of 16 rows: copies of resident ones, streamed models' dense ones where they are.
+  Result<> interleave();
   // The screened head.  [screened_head.cpp]
   void shape_plane();
   Result<> make_plane();

@@ -22,13 +22,20 @@ namespace fth {
 Result<HostBlock> HostBlock::allocate(uint64_t bytes, const char* what) {
   HostBlock b;
   if (bytes == 0) return b;
-  const uint64_t rounded = align_up(bytes, 4096);
-  void* p = ::mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  constexpr uint64_t kHuge = 2 * kMiB;
+  const uint64_t rounded = align_up(bytes, 4096), spare = rounded >= kHuge ? kHuge : 0;
+  void* const p = ::mmap(nullptr, rounded + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED)
     return fail(Code::resource_exhausted,
                 std::string("out of memory: ") + what + " needs " + format_bytes(bytes) + ": " + std::strerror(errno));
-  if (rounded >= 2 * kMiB) ::madvise(p, rounded, MADV_HUGEPAGE);
   b.data_ = static_cast<std::byte*>(p);
+  if (spare != 0) {  // huge pages lie at multiples of their size: what is mapped in front and behind goes back
+    const uint64_t front = align_up(reinterpret_cast<uint64_t>(p), kHuge) - reinterpret_cast<uint64_t>(p);
+    if (front > 0) ::munmap(b.data_, front);
+    b.data_ += front;
+    if (front < spare) ::munmap(b.data_ + rounded, spare - front);
+    ::madvise(b.data_, rounded, MADV_HUGEPAGE);
+  }
   b.bytes_ = rounded;
   return b;
 }

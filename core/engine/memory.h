@@ -11,7 +11,8 @@
 
 namespace fth {
 
-// Zeroed pages from the system, freed with the object. Untouched pages cost no memory. 2 MiB and larger blocks ask for huge pages.
+// Zeroed pages from the system, freed with the object. Untouched pages cost no memory. 2 MiB and larger blocks begin at a multiple of
+// 2 MiB and ask for huge pages.
 class HostBlock {
  public:
   HostBlock() = default;

@@ -26,6 +26,10 @@ Result<> Engine::Impl::decide_again() {
 }
 
 void Engine::Impl::let_go() {
+  if (store)  // what is read again from the file is row-major
+    for (Layer& l : model->layers)
+      for (Weight* w : {&l.q, &l.k, &l.v, &l.attn_output, &l.gate, &l.up, &l.down}) w->interleaved = false;
+  if (store) model->output.interleaved = false;
   background.forget();
   compiled.clear();
   stand_ins.clear();
@@ -50,7 +54,7 @@ Result<> Engine::Impl::plan_without(size_t lost, const Error& why) {
   if (options.device == name) options.device = device(0).name();
   std::erase_if(options.rules, [&](const PlacementRule& rule) { return rule.device == name; });
   Result<> decided = decide_again();
-  if (decided && streamed() && !as_in_file.empty()) {  // resident until now, and as the file does not have them
+  if (decided && streamed() && !(as_in_file.empty() && as_rows.empty())) {  // resident until now, and as the file does not have them
     undo_reorder("experts are streamed from the file as it is, since " + name + " failed");
     decided = decide_again();
   }

@@ -56,12 +56,14 @@ class Builder {
   }
   void matmul_into(uint16_t y, uint16_t x, const Weight& w, const Weight* bias = nullptr) {
     const uint16_t m = matrix(w);
+    const double fine = s_.fine ? 1.0 : 0.0;
     if (bias != nullptr && *bias)
-      op(FTH_OP_MATMUL, {x, m, vector(*bias)}, {y}, {s_.fine ? 1.0 : 0.0});
+      op(FTH_OP_MATMUL, {x, m, vector(*bias)}, {y}, {fine, order(w)});
     else
-      op(FTH_OP_MATMUL, {x, m}, {y}, {s_.fine ? 1.0 : 0.0});
+      op(FTH_OP_MATMUL, {x, m}, {y}, {fine, order(w)});
   }
 
+  static double order(const Weight& w) { return w.interleaved ? 1.0 : 0.0; }
   Segment take() { return std::move(s_); }
   Segment& segment() { return s_; }
 
@@ -241,7 +243,7 @@ Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens, Var
   if (variant == Variant::gates) {
     b.segment().name += ".gates";
     b.op(FTH_OP_EXPERT_GATES, {h, slot_begin, rows, gates()}, {b.out(Port::gate_values, {n_tokens * c.top_k, l.gate.rows})},
-         {static_cast<double>(c.top_k)});
+         {static_cast<double>(c.top_k), Builder::order(l.gate)});
     return b.take();
   }
   const bool rest = variant == Variant::after_gates;
@@ -251,7 +253,8 @@ Segment experts_segment(const Model& model, int64_t layer, int64_t n_tokens, Var
   const uint16_t down = b.bound(Port::expert_down, FTH_ROLE_SLOTS, l.down.dtype, {slots, l.down.rows, l.down.cols});
   const uint16_t out = b.out(Port::expert_out, {n_tokens * c.top_k, c.n_embd});
   b.op(FTH_OP_EXPERTS, {h, slot_begin, rows, gate, up, down}, {out},
-       {static_cast<double>(c.activation), static_cast<double>(c.top_k), static_cast<double>(l.down_layout)});
+       {static_cast<double>(c.activation), static_cast<double>(c.top_k), static_cast<double>(l.down_layout),
+        rest ? 0.0 : Builder::order(l.gate)});
   return b.take();
 }
 

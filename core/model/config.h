@@ -35,6 +35,7 @@ struct Weight {
   uint64_t stride = 0;  // from one expert to the next: expert_bytes(), or more where something lies between (packed models)
   uint32_t file = 0;    // where the data lies: which part of the model's file, and the offset in it
   uint64_t offset = 0;
+  bool interleaved = false;  // rows in panels of 16 (core/model/interleaved.h), else row-major
   explicit operator bool() const { return data != nullptr; }
   uint64_t expert_bytes() const { return bytes / static_cast<uint64_t>(experts); }
   uint64_t span_bytes() const {

@@ -116,6 +116,7 @@ class OpChecker {
     FTH_ASSIGN_OR_RETURN(o.y, output("y", {{"N", &n_tokens_}, {"M", &o.m}}));
     FTH_ASSIGN_OR_RETURN(const int64_t fine, integer(0, "fine", 0, 1));
     o.fine = fine != 0;
+    FTH_RETURN_IF_ERROR(row_major(1, "weight"));
     return o;
   }
 
@@ -225,6 +226,7 @@ class OpChecker {
       FTH_ASSIGN_OR_RETURN(o.gate_values, f32(3, "gate values", {{"N*K", &n_rows}, {"F", &o.ff}}));
     } else {
       FTH_ASSIGN_OR_RETURN(o.gate, slots_input(3, "gate", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
+      FTH_RETURN_IF_ERROR(row_major(3, "gate"));
     }
     FTH_ASSIGN_OR_RETURN(o.up, slots_input(4, "up", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
     const Dim f{"F", &o.ff}, e{"E", &o.width};
@@ -248,6 +250,7 @@ class OpChecker {
     FTH_ASSIGN_OR_RETURN(o.x, f32(0, "x", {{"N", &n_tokens_}, {"E", &o.width}}));
     FTH_ASSIGN_OR_RETURN(int64_t n_rows, expert_rows(o.top_k));
     FTH_ASSIGN_OR_RETURN(o.gate, slots_input(3, "gate", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
+    FTH_RETURN_IF_ERROR(row_major(1, "gate"));
     FTH_RETURN_IF_ERROR(expert_table(o.slots, n_rows, &o.slot_begin, &o.rows));
     FTH_ASSIGN_OR_RETURN(o.y, output("g", {{"N*K", &n_rows}, {"F", &o.ff}}));
     return o;
@@ -268,6 +271,12 @@ class OpChecker {
                           min_in == max_in ? std::string() : text(" to ", max_in), " and 1"));
     for (uint32_t i = 0; i < min_in; ++i)
       if (!segment_.in(*op_, i)) return invalid(text("input ", i, " is absent"));
+    return {};
+  }
+  // Interleaved rows are the cpu backend's own: it has no use for this class.
+  Result<> row_major(uint32_t i, std::string_view what) const {
+    FTH_ASSIGN_OR_RETURN(const int64_t order, integer(i, text("order of the ", what), 0, 1));
+    if (order != 0) return unsupported(text("interleaved rows of the ", what, ": only row-major ones are taken here"));
     return {};
   }
   // N * K, the (token, rank) pairs of EXPERTS.

@@ -74,6 +74,37 @@ void move_neurons(Tensor& t, bool to_neuron_major) {
       }
 }
 
+// Between row-major and interleaved (core/model/interleaved.h), some bits at a time.
+void move_rows(Tensor& t, bool to_interleaved) {
+  const DType type = static_cast<DType>(t.desc.dtype);
+  const int64_t k = t.desc.dims[t.desc.rank - 1], n = t.desc.dims[t.desc.rank - 2];
+  const bool q6 = type == DType::q6_k;
+  if ((!q6 && type != DType::q4_0 && type != DType::q4_1) || n % 16 != 0)
+    throw std::invalid_argument("interleaved: q4_0, q4_1 or q6_k, rows a multiple of 16");
+  const std::vector<std::byte> src = t.data;
+  std::fill(t.data.begin(), t.data.end(), std::byte{0});
+  const int64_t bytes = kDTypes[t.desc.dtype].block_bytes, blocks = k / kDTypes[t.desc.dtype].block,
+                all = static_cast<int64_t>(src.size()) / bytes;
+  for (int64_t b = 0; b < all; ++b) {
+    const int64_t r = b / blocks, lane = r % 16, row = b * bytes, panel = ((r - lane) * blocks + b % blocks * 16) * bytes;
+    const auto move = [&](int64_t row_at, int row_bit, int64_t panel_at, int panel_bit, unsigned mask) {
+      const auto i = static_cast<size_t>(row + row_at), j = static_cast<size_t>(panel + panel_at);
+      const unsigned bits = std::to_integer<unsigned>(src[to_interleaved ? i : j]) >> (to_interleaved ? row_bit : panel_bit) & mask;
+      t.data[to_interleaved ? j : i] |= static_cast<std::byte>(bits << (to_interleaved ? panel_bit : row_bit));
+    };
+    for (int64_t i = 0; i < 2; ++i) move((q6 ? 208 : 0) + i, 0, 2 * lane + i, 0, 255);
+    const int64_t head = bytes - 16;  // of q4_0 and q4_1: bytes before the codes
+    for (int64_t i = 2; i < head && !q6; ++i) move(i, 0, 32 + 2 * lane + i - 2, 0, 255);
+    for (int64_t j = 0; j < 16 && !q6; ++j) move(head + j, 0, 16 * head + j / 4 * 64 + lane * 4 + j % 4, 0, 255);
+    for (int64_t s = 0; s < 16 && q6; ++s) move(192 + s, 0, 32 + s * 16 + lane, 0, 255);
+    for (int64_t c = 0; c < 256 && q6; ++c) {
+      const int64_t h = c / 128, g = c % 128 / 32, l = c % 32, half = l / 16, i = l % 16 / 4, at = lane * 4 + l % 4;
+      move(64 * h + 32 * (g % 2) + l, g < 2 ? 0 : 4, 288 + c / 32 * 256 + i * 64 + at, static_cast<int>(4 * half), 15);
+      move(128 + 32 * h + l, static_cast<int>(2 * g), 2336 + c / 32 * 128 + half * 64 + at, static_cast<int>(2 * i), 3);
+    }
+  }
+}
+
 class Builder {
  public:
   explicit Builder(const Case& c) : c_(c), random_(c.text) {
@@ -105,7 +136,9 @@ class Builder {
     const int64_t k = c_.integer("k", 64), n = c_.integer("n", 64);
     std::vector<uint16_t> in{rows("x", k), weight("w", {n, k})};
     if (c_.integer("bias", 0)) in.push_back(vector("bias", n, 0.0, 1.0));
-    op({FTH_OP_MATMUL, in, {out("y", {p_.bucket, n}, 1)}, {static_cast<double>(c_.integer("fine", 0))}});
+    const int64_t order = c_.integer("interleaved", 0);
+    if (order == 1) move_rows(p_.tensors[in[1]], true);
+    op({FTH_OP_MATMUL, in, {out("y", {p_.bucket, n}, 1)}, {static_cast<double>(c_.integer("fine", 0)), static_cast<double>(order)}});
   }
   // Several products of one x, of several weight types: what a backend may fuse.
   void matmuls() {
@@ -346,6 +379,9 @@ class Builder {
     const uint16_t down =
         weight("down", by_neuron ? std::vector<int64_t>{n_slots, f, e} : std::vector<int64_t>{n_slots, e, f}, down_type, FTH_ROLE_SLOTS);
     if (down_order == 2) move_neurons(p_.tensors[down], true);
+    const int64_t gate_order = c_.integer("interleaved", 0);
+    if (gate_order == 1) move_rows(p_.tensors[gate], true);
+    const double order_of_gate = static_cast<double>(gate_order);
     std::vector<std::vector<int32_t>> of_slot(static_cast<size_t>(n_slots));
     std::vector<int64_t> order(static_cast<size_t>(open));
     for (int64_t i = 0; i < open; ++i) order[static_cast<size_t>(i)] = i + (i >= open / 2 ? idle : 0);  // idle ones in the middle
@@ -365,9 +401,12 @@ class Builder {
     uint16_t gates = gate;
     if (c_.integer("gates", 0)) {  // in two ops
       gates = temp("g", {p_.bucket * top_k, f}, top_k);
-      op({FTH_OP_EXPERT_GATES, {x, begin, list, gate}, {gates}, {static_cast<double>(top_k)}});
+      op({FTH_OP_EXPERT_GATES, {x, begin, list, gate}, {gates}, {static_cast<double>(top_k), order_of_gate}});
     }
-    op({FTH_OP_EXPERTS, {x, begin, list, gates, up, down}, {y}, {act(), static_cast<double>(top_k), static_cast<double>(down_order)}});
+    op({FTH_OP_EXPERTS,
+        {x, begin, list, gates, up, down},
+        {y},
+        {act(), static_cast<double>(top_k), static_cast<double>(down_order), gates == gate ? order_of_gate : 0}});
     return y;
   }
   void combine_op(uint16_t x, uint16_t y, int64_t e, int64_t k) {
@@ -524,8 +563,20 @@ Problem slice_slots(const Problem& all, int64_t begin, int64_t end) {
   return part;
 }
 
-Problem with_row_major_down(const Problem& all) {
+Problem with_row_major_rows(const Problem& all) {
   Problem p = all;
+  for (fth_op& o : p.ops) {
+    const bool experts = o.kind == FTH_OP_EXPERTS;
+    if (!experts && o.kind != FTH_OP_MATMUL && o.kind != FTH_OP_EXPERT_GATES) continue;
+    double& order = o.attr[experts ? 3 : 1];
+    if (order == 1) move_rows(p.tensors[o.in[o.kind == FTH_OP_MATMUL ? 1 : 3]], false);
+    order = 0;
+  }
+  return p;
+}
+
+Problem with_row_major(const Problem& all) {
+  Problem p = with_row_major_rows(all);
   for (fth_op& o : p.ops) {
     if (o.kind != FTH_OP_EXPERTS || o.attr[2] != 2) continue;
     move_neurons(p.tensors[o.in[5]], false);

@@ -45,8 +45,9 @@ Problem slice_token(const Problem& all, const Problem& state_of, int64_t t);
 // The same problem with only the slots [begin, end) in use, moved to the front.
 Problem slice_slots(const Problem& all, int64_t begin, int64_t end);
 
-// The same problem with every neuron-major down made row-major.
-Problem with_row_major_down(const Problem& all);
+// The same problem with every interleaved matrix made row-major; with every neuron-major down as well.
+Problem with_row_major_rows(const Problem& all);
+Problem with_row_major(const Problem& all);
 
 uint64_t tensor_bytes(const fth_tensor& t);  // of all slots
 uint64_t slot_bytes(const fth_tensor& t);    // of one slot; of the tensor when it has none

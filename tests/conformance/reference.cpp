@@ -319,7 +319,8 @@ struct Interpreter {
 
 }  // namespace
 
-std::vector<std::vector<double>> run_reference(const Problem& p) {
+std::vector<std::vector<double>> run_reference(const Problem& given) {
+  const Problem p = with_row_major_rows(given);
   Interpreter in{.p = p, .values = {}};
   std::set<uint16_t> caches;  // unpacked whatever their type and role: an op writes them
   for (const fth_op& op : p.ops)

@@ -76,9 +76,9 @@ Result<std::string> check_property(const std::string& property, const Backend& b
     return why.empty() ? why : "slots in two submits: " + why;
   }
   if (property == "orders") {
-    FTH_ASSIGN_OR_RETURN(const Problem row_major, run_once(backend.device(), with_row_major_down(problem)));
+    FTH_ASSIGN_OR_RETURN(const Problem row_major, run_once(backend.device(), with_row_major(problem)));
     const std::string why = same(got, row_major);
-    return why.empty() ? why : "a row-major down: " + why;
+    return why.empty() ? why : "row-major matrices: " + why;
   }
   return fail(Code::invalid_argument, "same=" + property + ": need threads, tokens, slots or orders");
 }

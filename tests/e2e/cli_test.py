@@ -127,6 +127,26 @@ class Output(unittest.TestCase):
         self.assertLess(seen, 30)
         self.assertGreater(noise, 3 * seen)
 
+    def test_perplexity_is_that_of_the_logits(self):
+        """Windows, likelihoods and their error by numpy, from what `logits` gives for the ids that another tokenizer made of the text."""
+        import numpy as np
+        known = json.loads((program.REFERENCE / "tiny_smallthinker/arithmetic.json").read_text())
+        ids, ctx = known["prompt_ids"] + known["reply_ids"], 20
+        nll = []
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "ids.txt"
+            for begin in range(0, len(ids), ctx):
+                window = ids[begin:begin + ctx]
+                path.write_text(" ".join(map(str, window)))
+                p = program.log_softmax(program.logits(TINY, path))
+                nll += list(-p[np.arange(len(window) - 1), window[1:]])
+        self.assertEqual(len(nll), len(ids) - 3)  # 48 ids in windows of 20, 20 and 8: the first of each is not scored
+        ours = must_json("perplexity", "-m", TINY, "-p", known["text"] + known["reply"], "--ctx", ctx, "--cpu-only", "--json")
+        self.assertEqual([ours[k] for k in ("n_ctx", "tokens", "scored", "windows")], [ctx, len(ids), len(nll), 3])
+        self.assertAlmostEqual(ours["nll"], np.mean(nll), delta=1e-5)
+        self.assertAlmostEqual(ours["perplexity"], np.exp(np.mean(nll)), delta=1e-5 * ours["perplexity"])
+        self.assertAlmostEqual(ours["error"], ours["perplexity"] * np.std(nll, ddof=1) / np.sqrt(len(nll)), delta=1e-4 * ours["error"])
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

@@ -262,6 +262,9 @@ TEST(Repack, KeepsTheBits) {
   EXPECT_THAT(a->repacked(), HasSubstr("asked for"));
   EXPECT_THAT(b->repacked(), HasSubstr("neuron-major"));
   EXPECT_EQ(b->model().layers[0].down_layout, DownLayout::neuron_major);
+  EXPECT_FALSE(a->model().layers[0].q.interleaved);
+  EXPECT_TRUE(b->model().layers[0].q.interleaved);
+  EXPECT_TRUE(b->model().layers[0].gate.interleaved);
   const auto ids = a->tokenizer().encode(kPrompt, SpecialTokens::parse);
   Session x = *a->new_session(), y = *b->new_session();
   auto p = x.prefill(ids), q = y.prefill(ids);
@@ -281,6 +284,8 @@ TEST(Repack, StreamedExpertsStayAsTheFileHasThem) {
   ASSERT_TRUE(engine);
   EXPECT_THAT(engine->repacked(), HasSubstr("streamed"));
   EXPECT_EQ(engine->model().layers[0].down_layout, DownLayout::row_major);
+  EXPECT_TRUE(engine->model().layers[0].q.interleaved);
+  EXPECT_FALSE(engine->model().layers[0].gate.interleaved);
   o.repack = Repack::memory;
   const auto refused = Engine::open(o);
   ASSERT_FALSE(refused);

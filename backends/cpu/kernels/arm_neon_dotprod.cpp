@@ -94,6 +94,40 @@ inline void store_neuron_codes(Q8_0, const NeuronGroup& group, int64_t r0, uint8
 #include "backends/cpu/kernels/float_attention.inc"
 #include "backends/cpu/kernels/plane.inc"
 #include "backends/cpu/kernels/quant.inc"
+#include "backends/cpu/kernels/arm_interleaved.inc"
+
+template <class Q>
+inline void store_interleaved(Q q, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float* offset, int16_t*) {
+  const uint8_t* const group = interleaved_block(q, panel, b);
+  const F d = f_load_f16(group + 2 * lane);
+  f_store(scale, d);
+  f_store(offset, interleaved_offset(q, group, lane, d));
+  for (int i = 0; i < 4; ++i) {
+    const uint8x16_t x = vld1q_u8(interleaved_nibbles(q, group, 0) + 64 * i + 4 * lane);
+    vst1q_s8(reinterpret_cast<int8_t*>(codes) + 16 * i, low_nibbles(x));
+    vst1q_s8(reinterpret_cast<int8_t*>(codes) + 64 + 16 * i, high_nibbles(x));
+  }
+}
+
+inline void store_interleaved(Q6_K, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float*,
+                              int16_t* sub_scale) {
+  f_store(scale, f_load_f16(interleaved_block(Q6_K{}, panel, b) + 2 * lane));
+  const uint8_t* const low = interleaved_nibbles(Q6_K{}, panel, b) + 4 * lane;
+  const uint8_t* const high = interleaved_pairs(panel, b) + 4 * lane;
+  int8_t* const out = reinterpret_cast<int8_t*>(codes);
+  for (int i = 0; i < 4; ++i) {
+    const uint8x16_t x = vld1q_u8(low + 64 * i);
+    vst1q_s8(out + 16 * i, interleaved_codes(low_nibbles(x), vld1q_u8(high), i));
+    vst1q_s8(out + 64 + 16 * i, interleaved_codes(high_nibbles(x), vld1q_u8(high + 64), i));
+  }
+  for (int half = 0; half < 2; ++half)
+    for (int r = 0; r < 4; ++r) {
+      const auto s = static_cast<int16_t>(static_cast<int8_t>(interleaved_sub_scales(panel, b)[16 * half + lane + r]));
+      sub_scale[half * 8 + 2 * r] = sub_scale[half * 8 + 2 * r + 1] = s;
+    }
+}
+
+#include "backends/cpu/kernels/row_panels.inc"
 #include "backends/cpu/kernels/table.inc"
 
 }  // namespace

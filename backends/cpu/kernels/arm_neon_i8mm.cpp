@@ -146,6 +146,57 @@ inline void store_neuron_codes(Q8_0, const NeuronGroup& group, int64_t r0, uint8
 #include "backends/cpu/kernels/float_attention.inc"
 #include "backends/cpu/kernels/plane.inc"
 #include "backends/cpu/kernels/quant.inc"
+#include "backends/cpu/kernels/arm_interleaved.inc"
+
+// Rows lane .. lane + 7: of two vectors with four codes each of four rows, the first two rows and the last two with eight codes each.
+inline void store_rows(int8_t* out, int quad, int8x16_t first, int8x16_t second) {
+  const int32x4_t x = vreinterpretq_s32_s8(first), y = vreinterpretq_s32_s8(second);
+  vst1q_s8(out + quad * 32, vreinterpretq_s8_s32(vzip1q_s32(x, y)));
+  vst1q_s8(out + quad * 32 + 16, vreinterpretq_s8_s32(vzip2q_s32(x, y)));
+}
+
+template <class Q>
+inline void store_interleaved(Q q, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float* offset, int16_t*) {
+  const uint8_t* const group = interleaved_block(q, panel, b);
+  auto* const out = reinterpret_cast<int8_t*>(codes);
+  for (int quad = 0; quad < 2; ++quad) {
+    const int64_t row = lane + 4 * quad;
+    const F d = f_load_f16(group + 2 * row);
+    f_store(scale + 4 * quad, d);
+    f_store(offset + 4 * quad, interleaved_offset(q, group, row, d));
+    const uint8_t* const nibbles = interleaved_nibbles(q, group, 0) + 4 * row;
+    for (int j = 0; j < 2; ++j) {
+      const uint8x16_t x = vld1q_u8(nibbles + 128 * j), y = vld1q_u8(nibbles + 128 * j + 64);
+      store_rows(out + 64 * j, quad, low_nibbles(x), low_nibbles(y));
+      store_rows(out + 128 + 64 * j, quad, high_nibbles(x), high_nibbles(y));
+    }
+  }
+}
+
+inline void store_interleaved(Q6_K, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float*,
+                              int16_t* sub_scale) {
+  auto* const out = reinterpret_cast<int8_t*>(codes);
+  for (int quad = 0; quad < 2; ++quad) {
+    const int64_t row = lane + 4 * quad;
+    f_store(scale + 4 * quad, f_load_f16(interleaved_block(Q6_K{}, panel, b) + 2 * row));
+    const uint8_t* const low = interleaved_nibbles(Q6_K{}, panel, b) + 4 * row;
+    const uint8_t* const high = interleaved_pairs(panel, b) + 4 * row;
+    const uint8x16_t pairs[2] = {vld1q_u8(high), vld1q_u8(high + 64)};
+    for (int j = 0; j < 2; ++j) {
+      const uint8x16_t x = vld1q_u8(low + 128 * j), y = vld1q_u8(low + 128 * j + 64);
+      store_rows(out + 64 * j, quad, interleaved_codes(low_nibbles(x), pairs[0], 2 * j), interleaved_codes(low_nibbles(y), pairs[0], 2 * j + 1));
+      store_rows(out + 128 + 64 * j, quad, interleaved_codes(high_nibbles(x), pairs[1], 2 * j),
+                 interleaved_codes(high_nibbles(y), pairs[1], 2 * j + 1));
+    }
+  }
+  for (int half = 0; half < 2; ++half)
+    for (int r = 0; r < 8; ++r) {
+      const auto s = static_cast<int16_t>(static_cast<int8_t>(interleaved_sub_scales(panel, b)[16 * half + lane + r]));
+      sub_scale[half * 16 + 2 * r] = sub_scale[half * 16 + 2 * r + 1] = s;
+    }
+}
+
+#include "backends/cpu/kernels/row_panels.inc"
 #include "backends/cpu/kernels/table.inc"
 
 }  // namespace

@@ -162,6 +162,55 @@ void matmul_by_neuron(const NeuronMatmulArgs& m) {
   }
 }
 
+// The codes of one row of a panel, as codes() has them.
+template <class Q>
+void interleaved_codes(Q q, const uint8_t* panel, int64_t b, int64_t lane, int8_t* code) {
+  const uint8_t* p = interleaved_nibbles(q, panel, b) + lane * 4;
+  for (int64_t j = 0; j < 16; ++j) {
+    const uint8_t byte = p[j / 4 * 64 + j % 4];
+    code[j] = static_cast<int8_t>(byte & 15);
+    code[j + 16] = static_cast<int8_t>(byte >> 4);
+  }
+}
+void interleaved_codes(Q6_K, const uint8_t* panel, int64_t b, int64_t lane, int8_t* code) {
+  interleaved_codes<Q6_K>(Q6_K{}, panel, b, lane, code);
+  const uint8_t* p = interleaved_pairs(panel, b) + lane * 4;
+  for (int64_t j = 0; j < 32; ++j) code[j] = static_cast<int8_t>((code[j] | (p[j / 16 * 64 + j % 4] >> j % 16 / 4 * 2 & 3) << 4) - 32);
+}
+template <class Q>
+int32_t interleaved_dot(Q, const uint8_t*, int64_t, int64_t, const int8_t* code, const int8_t* q) {
+  return group_dot<Q>(nullptr, 0, code, q);
+}
+int32_t interleaved_dot(Q6_K, const uint8_t* panel, int64_t b, int64_t lane, const int8_t* code, const int8_t* q) {
+  int32_t sum[2] = {};
+  for (int j = 0; j < 32; ++j) sum[j / 16] += code[j] * q[j];
+  const uint8_t* scales = interleaved_sub_scales(panel, b) + lane;
+  return sum[0] * static_cast<int8_t>(scales[0]) + sum[1] * static_cast<int8_t>(scales[16]);
+}
+
+// Rows of a panel one by one.
+template <class Q>
+void matmul_interleaved(const MatmulArgs& m) {
+  for (int64_t r = 0; r < m.n_rows; ++r) {
+    const int64_t lane = r % kInterleavedRows;
+    const uint8_t* const panel = static_cast<const uint8_t*>(m.weights) + static_cast<uint64_t>(r - lane) * m.row_bytes;
+    for (int64_t c = 0; c < m.n_cols; ++c) m.dst[c * m.dst_stride + r] = 0.0f;
+    for (int64_t b = 0; b < m.k / 32; ++b) {
+      int8_t code[32];
+      interleaved_codes(Q{}, panel, b, lane, code);
+      const uint8_t* const block = interleaved_block(Q{}, panel, b);
+      const float scale = half_at(block + 2 * lane);
+      [[maybe_unused]] const float offset = Q::kMinimum ? half_at(block + 2 * (kInterleavedRows + lane)) : -8.0f * scale;
+      for (int64_t c = 0; c < m.n_cols; ++c) {
+        const Act act(act_row(m, c), m.k);
+        float& sum = m.dst[c * m.dst_stride + r];
+        sum += scale * (act.scale(b) * static_cast<float>(interleaved_dot(Q{}, panel, b, lane, code, act.q + b * 32)));
+        if constexpr (!Q::kSigned) sum += offset * act.sum(b);
+      }
+    }
+  }
+}
+
 template <class W>
 void dequantize_float(int64_t k, const void* row, float* y) {
   for (int64_t i = 0; i < k; ++i) y[i] = W::at(static_cast<const uint8_t*>(row), i);
@@ -241,6 +290,7 @@ const KernelTable kGeneric = {
     {matmul_float<F32>, matmul_float<F16>, matmul_float<BF16>, matmul_quant<Q8_0>, matmul_quant<Q4_0>, matmul_quant<Q4_1>,
      matmul_quant<Q6_K>, matmul_quant<Q4_K>},
     {nullptr, nullptr, nullptr, matmul_by_neuron<Q8_0>, matmul_by_neuron<Q4_0>, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, matmul_interleaved<Q4_0>, matmul_interleaved<Q4_1>, matmul_interleaved<Q6_K>, nullptr},
     {dequantize_float<F32>, dequantize_float<F16>, dequantize_float<BF16>, dequantize<Q8_0>, dequantize<Q4_0>, dequantize<Q4_1>,
      dequantize<Q6_K>, dequantize<Q4_K>},
     {axpy_float<F32>, axpy_float<F16>, axpy_float<BF16>, axpy<Q8_0>, axpy<Q4_0>, axpy<Q4_1>, axpy<Q6_K>, axpy<Q4_K>},

@@ -51,6 +51,7 @@ Result<> plan_experts(Planner& p) {
     FTH_ASSIGN_OR_RETURN(s.gate_values, p.input(3, "gate values", DType::f32, {{"N*K", &n_rows}, {"F", &s.ff}}));
   } else {
     FTH_ASSIGN_OR_RETURN(gate, slots_input(p, 3, "gate", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
+    FTH_ASSIGN_OR_RETURN(s.gate_interleaved, p.interleaved(3, "gate", gate));
   }
   FTH_ASSIGN_OR_RETURN(const ValueId up, slots_input(p, 4, "up", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
   const Planner::Dim f{"F", &s.ff}, e{"E", &s.width};
@@ -192,9 +193,10 @@ bool Experts::live_pairs(int64_t slot, int64_t row0, int64_t n, int64_t i, int64
 void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
   alignas(64) std::array<float, kTileRows * kTileCols> gate, up;
   std::array<int32_t, kTileRows> live;
-  const auto product = [&](uint32_t tensor, DType type, int64_t i, int64_t n_cols, float* dst, const int32_t* list, int64_t n_list) {
+  const auto product = [&](uint32_t tensor, DType type, bool interleaved, int64_t i, int64_t n_cols, float* dst, const int32_t* list,
+                           int64_t n_list) {
     const uint64_t bytes = row_bytes(type, s.width);
-    run.kernels.matmul[static_cast<size_t>(type)](
+    (interleaved ? run.kernels.matmul_interleaved : run.kernels.matmul)[static_cast<size_t>(type)](
         {.weights = run.slots[tensor + static_cast<uint64_t>(slot)] + static_cast<uint64_t>(row0) * bytes,
          .row_bytes = bytes,
          .act = activations(type, i),
@@ -209,13 +211,13 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
   for (int64_t i = begin[slot]; i < begin[slot + 1]; i += kTileCols) {
     const int64_t n_cols = std::min<int64_t>(kTileCols, begin[slot + 1] - i);
     if (s.gate_values == kNoValue) {
-      product(s.gate, s.gate_type, i, n_cols, gate.data(), nullptr, n);
+      product(s.gate, s.gate_type, s.gate_interleaved, i, n_cols, gate.data(), nullptr, n);
     } else {
       for (int64_t c = 0; c < n_cols; ++c)
         std::memcpy(gate.data() + c * kTileRows, run.at<const float>(s.gate_values) + rows[i + c] * s.ff + row0, f32_bytes(n));
     }
     if (s.silu) {
-      product(s.up, s.up_type, i, n_cols, up.data(), nullptr, n);
+      product(s.up, s.up_type, false, i, n_cols, up.data(), nullptr, n);
       for (int64_t c = 0; c < n_cols; ++c)
         run.kernels.silu_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
     } else if (live_pairs(slot, row0, n, i, n_cols, gate.data(), up.data())) {
@@ -235,7 +237,7 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
       }
       // From some share on a list costs more than the rows that it leaves out (docs/kernels.md).
       const bool dense = n_live * 100 >= n * run.gather_below;
-      if (n_live > 0) product(s.up, s.up_type, i, n_cols, up.data(), dense ? nullptr : live.data(), dense ? n : n_live);
+      if (n_live > 0) product(s.up, s.up_type, false, i, n_cols, up.data(), dense ? nullptr : live.data(), dense ? n : n_live);
       // A dead neuron is exactly zero, whatever its up row says and whether or not a neighbour had that row computed.
       for (int64_t c = 0; c < n_cols; ++c)
         run.kernels.live_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
@@ -372,6 +374,7 @@ Result<> plan_expert_gates(Planner& p) {
   FTH_ASSIGN_OR_RETURN(s.x, p.input(0, "x", DType::f32, {{"N", &p.plan.n_tokens}, {"E", &s.width}}));
   FTH_ASSIGN_OR_RETURN(const ValueId gate, slots_input(p, 3, "gate", {{"S", &s.max_slots}, {"F", &s.ff}, {"E", &s.width}}));
   s.type = p.dtype(gate);
+  FTH_ASSIGN_OR_RETURN(s.interleaved, p.interleaved(1, "gate", gate));
   s.act = is_quantized(s.type) ? p.quantized(s.x, s.width, false) : s.x;
   s.max_tokens = p.plan.n_tokens;
   int64_t n_begin = s.max_slots + 1, n_rows = s.max_tokens * s.top_k;
@@ -408,20 +411,20 @@ Result<> run_step(const ExpertGatesStep& s, const Run& run) {
   if (busy == 0) return {};
   const uint64_t bytes = row_bytes(s.type, s.width), act_bytes = is_quantized(s.type) ? q8_row_bytes(s.width) : f32_bytes(s.width);
   const int64_t neurons = piece_size(s.ff, busy, run.host.n_threads(), 32, kTileRows), per_slot = ceil_div(s.ff, neurons);
+  const auto product = (s.interleaved ? run.kernels.matmul_interleaved : run.kernels.matmul)[static_cast<size_t>(s.type)];
   parallel(run.host, run.n_slots * per_slot, [&](uint32_t item) {
     const int64_t slot = item / per_slot, row0 = item % per_slot * neurons;
     for (int64_t i = begin[slot]; i < begin[slot + 1]; ++i)
-      run.kernels.matmul[static_cast<size_t>(s.type)](
-          {.weights = run.slots[s.gate + static_cast<uint64_t>(slot)] + static_cast<uint64_t>(row0) * bytes,
-           .row_bytes = bytes,
-           .act = run.at<const std::byte>(s.act) + static_cast<uint64_t>(rows[i] / s.top_k) * act_bytes,
-           .act_bytes = act_bytes,
-           .dst = run.at<float>(s.y) + rows[i] * s.ff + row0,
-           .dst_stride = s.ff,
-           .k = s.width,
-           .n_rows = std::min(neurons, s.ff - row0),
-           .n_cols = 1,
-           .rows = nullptr});
+      product({.weights = run.slots[s.gate + static_cast<uint64_t>(slot)] + static_cast<uint64_t>(row0) * bytes,
+               .row_bytes = bytes,
+               .act = run.at<const std::byte>(s.act) + static_cast<uint64_t>(rows[i] / s.top_k) * act_bytes,
+               .act_bytes = act_bytes,
+               .dst = run.at<float>(s.y) + rows[i] * s.ff + row0,
+               .dst_stride = s.ff,
+               .k = s.width,
+               .n_rows = std::min(neurons, s.ff - row0),
+               .n_cols = 1,
+               .rows = nullptr});
   });
   return {};
 }
