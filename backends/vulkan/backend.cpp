@@ -1,7 +1,5 @@
 // The vulkan backend: what the boundary asks, over Context, plan_segment and Executable.
 
-#include <algorithm>
-
 #include "backends/vulkan/executable.h"
 
 namespace fth::vulkan {
@@ -27,12 +25,7 @@ struct VulkanBackend {
     }
     Result<fth_estimate> estimate(const sdk::SegmentView& segment) {
       FTH_ASSIGN_OR_RETURN(const SegmentPlan plan, plan_segment(segment, context_->limits()));
-      fth_estimate e{};
-      e.seconds = std::max(plan.bytes / context_->bytes_per_second(), plan.flops / context_->flops_per_second()) +
-                  context_->dispatch_seconds() * static_cast<double>(plan.dispatches.size()) + context_->launch_seconds();
-      e.workspace_bytes = plan.rules.workspace_bytes;
-      e.resident_bytes = plan.params_bytes();
-      return e;
+      return sdk::estimate_of(*context_, plan, plan.dispatches.size(), plan.params_bytes());
     }
     Result<std::unique_ptr<Executable>> compile(const sdk::SegmentView& segment, std::span<const fth_binding> weights) {
       FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_segment(segment, context_->limits()));
