@@ -1,7 +1,6 @@
 // The cpu backend: the host's memory, the host's threads, the best kernel table that this machine runs.
 
 #include <algorithm>
-#include <charconv>
 #include <cstdlib>
 #include <cstring>
 
@@ -10,6 +9,7 @@
 #include "backends/cpu/segment.h"
 #include "core/base/bytes.h"
 #include "plugins/sdk/host_memory.h"
+#include "plugins/sdk/plan.h"
 
 namespace fth::cpu {
 namespace {
@@ -198,16 +198,6 @@ Result<std::unique_ptr<CpuBackend::Executable>> CpuBackend::Device::compile(cons
   return x;
 }
 
-Result<double> rate(sdk::Options& options, const char* key, double otherwise) {
-  const std::optional<std::string> value = options.take(key);
-  if (!value) return otherwise;
-  double rate = 0;
-  const auto [end, error] = std::from_chars(value->data(), value->data() + value->size(), rate);
-  if (error != std::errc{} || end != value->data() + value->size() || !(rate > 0 && rate < 1e20))
-    return fail(Code::invalid_argument, text("cpu: option ", key, "=", *value, ": need a number above 0"));
-  return rate;
-}
-
 // 0: all up rows are always read; 101: live ones alone, always.
 Result<int64_t> gather_below(sdk::Options& options) {
   const std::optional<std::string> value = options.take("gather_below");
@@ -241,9 +231,10 @@ Result<std::unique_ptr<CpuBackend::Device>> CpuBackend::open(sdk::Host host, uin
   if (!table) return fail(Code::invalid_argument, text("cpu: option isa=", isa.value_or(""), ": not among ", other_tables(all, nullptr)));
 
   const uint32_t threads = std::max(host.n_threads(), 1u);
-  FTH_ASSIGN_OR_RETURN(const double bytes_per_second,
-                       rate(options, "bytes_per_second", kBytesPerSecondPerCore * std::min(threads, kCoresThatFillMemory)));
-  FTH_ASSIGN_OR_RETURN(const double flops_per_second, rate(options, "flops_per_second", flops_per_core(table->name) * threads));
+  FTH_ASSIGN_OR_RETURN(double bytes_per_second, sdk::rate(kName, options, "bytes_per_second"));
+  FTH_ASSIGN_OR_RETURN(double flops_per_second, sdk::rate(kName, options, "flops_per_second"));
+  if (bytes_per_second == 0) bytes_per_second = kBytesPerSecondPerCore * std::min(threads, kCoresThatFillMemory);
+  if (flops_per_second == 0) flops_per_second = flops_per_core(table->name) * threads;
   FTH_ASSIGN_OR_RETURN(const int64_t gather, gather_below(options));
   const std::string description = text(cpu_model(), "; kernels ", table->name, "; not used: ", other_tables(all, table));
   host.log(FTH_LOG_DEBUG, text("cpu: ", description));

@@ -1,7 +1,5 @@
 // The cuda backend: what the boundary asks, over Context, plan_segment and Executable.
 
-#include <algorithm>
-
 #include "backends/cuda/executable.h"
 
 namespace fth::cuda {
@@ -23,12 +21,7 @@ struct CudaBackend {
     }
     Result<fth_estimate> estimate(const sdk::SegmentView& segment) {
       FTH_ASSIGN_OR_RETURN(const SegmentPlan plan, plan_segment(segment, context_->memory_bytes()));
-      fth_estimate e{};
-      e.seconds = std::max(plan.bytes / context_->bytes_per_second(), plan.flops / context_->flops_per_second()) +
-                  context_->dispatch_seconds() * static_cast<double>(plan.launches.size()) + context_->launch_seconds();
-      e.workspace_bytes = plan.rules.workspace_bytes;
-      e.resident_bytes = plan.resident_bytes();
-      return e;
+      return sdk::estimate_of(*context_, plan, plan.launches.size(), plan.resident_bytes());
     }
     Result<std::unique_ptr<Executable>> compile(const sdk::SegmentView& segment, std::span<const fth_binding> weights) {
       FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_segment(segment, context_->memory_bytes()));

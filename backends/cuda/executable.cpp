@@ -6,8 +6,6 @@
 
 namespace fth::cuda {
 
-Result<> Event::wait() { return executable_.wait(); }
-
 Result<std::unique_ptr<Executable>> Executable::make(Context& context, SegmentPlan plan, std::span<const fth_binding> weights) {
   std::unique_ptr<Executable> x(new Executable(context, std::move(plan)));
   if (x->plan_.has_status) {

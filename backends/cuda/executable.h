@@ -8,15 +8,7 @@
 namespace fth::cuda {
 
 class Executable;
-
-class Event {
- public:
-  explicit Event(Executable& executable) : executable_(executable) {}
-  Result<> wait();
-
- private:
-  Executable& executable_;
-};
+using Event = sdk::RunEvent<Executable>;
 
 class Executable {
  public:

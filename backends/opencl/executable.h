@@ -7,15 +7,7 @@
 namespace fth::opencl {
 
 class Executable;
-
-class Event {
- public:
-  explicit Event(Executable& executable) : executable_(executable) {}
-  Result<> wait();
-
- private:
-  Executable& executable_;
-};
+using Event = sdk::RunEvent<Executable>;
 
 class Executable {
  public:

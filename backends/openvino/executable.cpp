@@ -20,8 +20,6 @@ size_t size(int64_t n) { return static_cast<size_t>(n); }
 
 }  // namespace
 
-Result<> Event::wait() { return executable_.wait(); }
-
 Result<std::unique_ptr<Executable>> Executable::make(Device& device, GraphPlan plan, std::span<const fth_binding> weights) {
   std::unique_ptr<Executable> x(new Executable(device, std::move(plan)));
   const GraphPlan& p = x->plan_;

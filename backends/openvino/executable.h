@@ -14,15 +14,7 @@
 namespace fth::openvino {
 
 class Executable;
-
-class Event {
- public:
-  explicit Event(Executable& executable) : executable_(executable) {}
-  Result<> wait();
-
- private:
-  Executable& executable_;
-};
+using Event = sdk::RunEvent<Executable>;
 
 // The device's own memory is the host's too: whether it is copied for a run is the matter of OpenVINO's plugin.
 using Buffer = sdk::HostBuffer;

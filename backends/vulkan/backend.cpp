@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backends/vulkan/coop_trial.h"
+#include "backends/vulkan/executable.h"
 
 namespace fth::vulkan {
 namespace {

@@ -42,8 +42,6 @@ Result<> Buffer::read(uint64_t offset, void* dst, uint64_t bytes) {
   return context_.download(memory_, offset, dst, bytes);
 }
 
-Result<> Event::wait() { return executable_.wait(); }
-
 Result<std::unique_ptr<Executable>> Executable::make(Context& context, SegmentPlan plan, std::span<const fth_binding> weights) {
   std::unique_ptr<Executable> x(new Executable(context, std::move(plan)));
   FTH_ASSIGN_OR_RETURN(x->params_, context.allocate(x->plan_.params_bytes(), Context::Use::shared));

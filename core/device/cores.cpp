@@ -109,11 +109,45 @@ uint32_t limit_by_quota(uint32_t n_cores, std::optional<double> quota) {
   return std::max(1u, static_cast<uint32_t>(std::floor(*quota)));
 }
 
-uint32_t physical_cores(hwloc_topology_t topology, hwloc_const_cpuset_t allowed) {
-  uint32_t n = 0;
-  for (hwloc_obj_t core = nullptr; (core = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_CORE, core)) != nullptr;)
-    if (hwloc_bitmap_intersects(core->cpuset, allowed)) ++n;
-  return n;
+std::vector<CoreKind> core_kinds(hwloc_topology_t topology, hwloc_const_cpuset_t allowed) {
+  struct Kind {
+    CoreKind of;
+    int64_t rank, capacity, mhz;
+  };
+  std::vector<Kind> kinds;
+  for (hwloc_obj_t core = nullptr; (core = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_CORE, core)) != nullptr;) {
+    if (!hwloc_bitmap_intersects(core->cpuset, allowed)) continue;
+    const int64_t rank = hwloc_cpukinds_get_by_cpuset(topology, core->cpuset, 0);  // hwloc has the slowest first; -1: of no kind
+    auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const Kind& k) { return k.rank == rank; });
+    if (kind == kinds.end()) kind = kinds.insert(kind, Kind{.of = {}, .rank = rank, .capacity = 0, .mhz = 0});
+    ++kind->of.n_cores;
+  }
+  bool capacities = true, frequencies = true;
+  int64_t most_capacity = 0, most_mhz = 0;
+  for (Kind& kind : kinds) {
+    unsigned n_infos = 0;
+    hwloc_info_s* infos = nullptr;
+    if (kind.rank >= 0 && hwloc_cpukinds_get_info(topology, static_cast<unsigned>(kind.rank), nullptr, nullptr, &n_infos, &infos, 0) == 0)
+      for (const hwloc_info_s& info : std::span(infos, n_infos)) {
+        const int64_t value = std::clamp<int64_t>(parse_int(info.value).value_or(0), 0, 1'000'000);
+        if (std::string_view(info.name) == "LinuxCapacity") kind.capacity = value;
+        if (std::string_view(info.name) == "FrequencyMaxMHz") kind.mhz = value;
+      }
+    capacities = capacities && kind.capacity > 0;
+    frequencies = frequencies && kind.mhz > 0;
+    most_capacity = std::max(most_capacity, kind.capacity);
+    most_mhz = std::max(most_mhz, kind.mhz);
+  }
+  std::vector<CoreKind> result;
+  for (Kind& kind : kinds) {
+    if (capacities) kind.of.speed = static_cast<double>(kind.capacity) / static_cast<double>(most_capacity);
+    if (!capacities && frequencies) kind.of.speed = static_cast<double>(kind.mhz) / static_cast<double>(most_mhz);
+    kind.of.max_mhz = static_cast<uint32_t>(kind.mhz);
+    kind.of.used = kind.of.speed == 0 || kind.of.speed >= kSlowestUsed;
+    result.push_back(kind.of);
+  }
+  std::stable_sort(result.begin(), result.end(), [](const CoreKind& a, const CoreKind& b) { return a.speed > b.speed; });
+  return result;
 }
 
 }  // namespace cores
@@ -145,7 +179,8 @@ Result<std::vector<int>> parse_cpus(std::string_view list) {
   return cpus;
 }
 
-uint32_t usable_cores() {
+UsableCores find_cores() {
+  UsableCores found;
   cpu_set_t mask;
   CPU_ZERO(&mask);
   // A machine with more CPUs than a cpu_set_t has room for refuses the call: then every core counts as allowed.
@@ -162,18 +197,41 @@ uint32_t usable_cores() {
       } else {
         hwloc_bitmap_copy(allowed, hwloc_topology_get_allowed_cpuset(topology));
       }
-      n = cores::physical_cores(topology, allowed);
+      found.kinds = cores::core_kinds(topology, allowed);
       hwloc_bitmap_free(allowed);
     }
     hwloc_topology_destroy(topology);
   }
+  for (const CoreKind& kind : found.kinds) n += kind.used ? kind.n_cores : 0;
   if (n == 0) n = masked ? static_cast<uint32_t>(CPU_COUNT(&mask)) : std::thread::hardware_concurrency();
 
-  std::optional<double> quota;
   const auto groups = cores::read_small_file("/proc/self/cgroup");
   for (const cores::QuotaFolder& folder : cores::quota_folders(groups.value_or("")))
-    if (const auto q = cores::quota_of(folder)) quota = std::min(q.value(), quota.value_or(q.value()));
-  return cores::limit_by_quota(n, quota);
+    if (const auto q = cores::quota_of(folder)) found.quota = std::min(q.value(), found.quota.value_or(q.value()));
+  found.n_threads = cores::limit_by_quota(n, found.quota);
+  return found;
+}
+
+uint32_t usable_cores() { return find_cores().n_threads; }
+
+std::string describe(const UsableCores& cores) {
+  uint32_t n = 0;
+  std::string list;
+  char text[96];
+  for (const CoreKind& kind : cores.kinds) {
+    n += kind.n_cores;
+    if (cores.kinds.size() == 1) break;
+    std::snprintf(text, sizeof text, "%s%u", list.empty() ? ": " : ", ", kind.n_cores);
+    list += text;
+    if (kind.max_mhz > 0) list += " at " + std::to_string(kind.max_mhz) + " MHz";
+    std::snprintf(text, sizeof text, " (about %.2f of the fastest%s)", kind.speed, kind.used ? "" : ": not used by default");
+    if (kind.speed > 0 && kind.speed < 1) list += text;
+  }
+  std::string out = cores.kinds.empty() ? "cores not known" : std::to_string(n) + (n == 1 ? " core" : " cores") + list;
+  out += "; " + std::to_string(cores.n_threads) + (cores.n_threads == 1 ? " thread" : " threads") + " by default";
+  if (!cores.quota) return out;
+  std::snprintf(text, sizeof text, ", within a CPU quota of %.2f", *cores.quota);
+  return out + text;
 }
 
 }  // namespace fth

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/device/registry.h"
+
 namespace fth::cores {
 
 // CPUs' worth of time, from the text of a cgroup v2 cpu.max ("150000 100000" -> 1.5). Empty: no limit ("max ..."), or not understood.
@@ -29,7 +31,9 @@ std::vector<QuotaFolder> quota_folders(std::string_view proc_self_cgroup);
 // every barrier waits for that; 1 thread on 1.5 CPUs is never stopped.
 uint32_t limit_by_quota(uint32_t n_cores, std::optional<double> quota);
 
-// Physical cores with at least one CPU in `allowed`. 0 if the topology knows no cores.
-uint32_t physical_cores(hwloc_topology_t topology, hwloc_const_cpuset_t allowed);
+// Physical cores with at least one CPU in `allowed`, by kind, the fastest first. Empty if the topology knows no cores. With no word about kinds, one kind.
+std::vector<CoreKind> core_kinds(hwloc_topology_t topology, hwloc_const_cpuset_t allowed);
+// A loop has about eight indices for each thread. A core below a quarter of the speed would take one or two of them, and be waited for at each loop's end.
+inline constexpr double kSlowestUsed = 0.25;
 
 }  // namespace fth::cores

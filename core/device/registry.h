@@ -93,7 +93,23 @@ class Registry {
   std::unique_ptr<Impl> impl_;
 };
 
-// Cores this process may use: affinity mask and cgroup quota (v1 and v2), one per physical core. At least 1.
+// One kind of the physical cores that this process may use: hybrid processors have two or more.
+struct CoreKind {
+  uint32_t n_cores = 0;
+  uint32_t max_mhz = 0;  // 0: not known
+  double speed = 0;      // relative to the fastest kind's, by what the system says (capacity, else frequency); 0: not known
+  bool used = true;      // false: so slow that what it takes of a loop outlasts the others
+};
+struct UsableCores {
+  uint32_t n_threads = 1;       // by default: one for each core that is used, within the quota
+  std::vector<CoreKind> kinds;  // the fastest first; empty where the system does not tell
+  std::optional<double> quota;  // CPUs' worth of time that the cgroups leave
+};
+// By the affinity mask and the cgroups' quota (v1 and v2).
+UsableCores find_cores();
+// "8 cores: 4 at 2400 MHz, 4 at 1800 MHz (about 0.52 of the fastest); 6 threads by default, within a CPU quota of 6.50"
+std::string describe(const UsableCores& cores);
+// find_cores().n_threads.
 uint32_t usable_cores();
 // "0-3,8": CPU numbers in the order given. invalid_argument for a text that is none, a number that is named twice, or a CPU that this process may not use.
 Result<std::vector<int>> parse_cpus(std::string_view list);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/base/check.h"
+#include "core/base/relax.h"
 #include "core/profile/recorder.h"
 
 namespace fth {
@@ -25,14 +26,6 @@ namespace {
 // nothing that a scheduler would notice.
 constexpr std::chrono::microseconds kSpin{10};
 
-void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 // Spins until done() or until kSpin is over. A pause costs 10 to 50 ns depending on the CPU, hence the clock beside the count.
 template <class Done>
 bool spin_until(Done done) {
@@ -40,7 +33,7 @@ bool spin_until(Done done) {
   do {
     for (int i = 0; i < 16; ++i) {
       if (done()) return true;
-      pause();
+      relax();
     }
   } while (std::chrono::steady_clock::now() - start < kSpin);
   return done();

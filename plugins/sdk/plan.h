@@ -173,6 +173,29 @@ struct BindingRules {
   }
 };
 
+// The event of an executable that has one run at a time: waiting is the executable's.
+template <class Executable>
+class RunEvent {
+ public:
+  explicit RunEvent(Executable& executable) : executable_(executable) {}
+  Result<> wait() { return executable_.wait(); }
+
+ private:
+  Executable& executable_;
+};
+
+// What a segment costs on a device with a queue where nobody measured it: bytes or multiply-adds, whichever take longer, each dispatch, the submit. Context has
+// bytes_per_second(), flops_per_second(), dispatch_seconds(), launch_seconds(); Plan has bytes, flops, rules.
+template <class Context, class Plan>
+fth_estimate estimate_of(const Context& context, const Plan& plan, size_t n_dispatches, uint64_t resident_bytes) {
+  fth_estimate e{};
+  e.seconds = std::max(plan.bytes / context.bytes_per_second(), plan.flops / context.flops_per_second()) +
+              context.dispatch_seconds() * static_cast<double>(n_dispatches) + context.launch_seconds();
+  e.workspace_bytes = plan.rules.workspace_bytes;
+  e.resident_bytes = resident_bytes;
+  return e;
+}
+
 // Values of a device's options.
 inline Result<bool> on_or_off(std::string_view backend, Options& options, const char* key, bool otherwise) {
   const std::optional<std::string> value = options.take(key);

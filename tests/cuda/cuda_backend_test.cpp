@@ -8,10 +8,8 @@
 #include <cstring>
 
 #include "core/base/bytes.h"
-#include "tests/conformance/compare.h"
-#include "tests/conformance/reference.h"
-#include "tests/conformance/runner.h"
 #include "tests/cuda/emulated.h"
+#include "tests/support/backend_fixture.h"
 
 namespace fth::conformance {
 namespace {
@@ -19,16 +17,6 @@ namespace {
 using testing::AllOf;
 using testing::AnyOf;
 using testing::HasSubstr;
-
-Result<std::unique_ptr<Backend>> open(const std::string& plugin, const std::string& options, uint32_t device = 0) {
-  BackendOptions o;
-  o.backend = plugin;
-  o.options = options;
-  o.device = device;
-  o.n_threads = 1;
-  o.log_level = -1;
-  return Backend::open(o);
-}
 
 // A function that the emulation's plugin exports; the plugin is loaded by then and stays.
 template <class F>
@@ -42,7 +30,7 @@ void fail_call(const char* call, int after, Code code) {
 void fail_nothing() { fail_call("", 0, Code::internal); }
 int live_objects() { return emulated<decltype(fth_cuda_emulated_live)>("fth_cuda_emulated_live")(); }
 
-class CudaBackend : public testing::Test {
+class CudaBackend : public BackendTest {
  protected:
   void SetUp() override { use(""); }
   // Every object that the test made is gone with the device.
@@ -53,28 +41,10 @@ class CudaBackend : public testing::Test {
   }
   void use(const std::string& options, uint32_t index = 0) {
     backend_.reset();
-    auto opened = open(FTH_CUDA_EMULATED, options, index);
+    auto opened = open_plugin(FTH_CUDA_EMULATED, options, index);
     ASSERT_TRUE(opened) << opened.error().message;
     backend_ = *std::move(opened);
   }
-  const Device& device() const { return backend_->device(); }
-  static Problem make(const std::string& line) { return *build(*parse_case(line)); }
-  Error run_error(const Problem& p) const {
-    const Result<Problem> r = run_once(device(), p);
-    return r ? Error{Code::internal, "no error"} : r.error();
-  }
-  Error estimate_error(const Problem& p) const {
-    const Problem::Segment s = p.segment();
-    const Result<fth_estimate> r = device().estimate(s.segment);
-    return r ? Error{Code::internal, "no error"} : r.error();
-  }
-  // The case on the device, against the reference. Empty when they agree.
-  std::string wrong(const std::string& line, const char* tolerance = "nmse:1e-10") const {
-    const Problem p = make(line);
-    const Result<Problem> got = run_once(device(), p);
-    return got ? compare(p, *got, run_reference(p), *parse_tolerance(tolerance)) : got.error().message;
-  }
-  std::unique_ptr<Backend> backend_;
 };
 
 TEST_F(CudaBackend, SaysWhatItIs) {
@@ -86,7 +56,7 @@ TEST_F(CudaBackend, SaysWhatItIs) {
   EXPECT_GT(i.free_bytes, kGiB);
   EXPECT_LE(i.free_bytes, i.memory_bytes);
   EXPECT_GT(i.bytes_per_second, 0);
-  EXPECT_EQ(open(FTH_CUDA_EMULATED, "", 2).error().code, Code::unavailable);  // to the runner: no such device, a reason to skip
+  EXPECT_EQ(open_plugin(FTH_CUDA_EMULATED, "", 2).error().code, Code::unavailable);  // to the runner: no such device, a reason to skip
 }
 
 TEST_F(CudaBackend, MemoryIsCopiedInPieces) {
@@ -174,31 +144,6 @@ TEST_F(CudaBackend, AnIdOutsideOfTheTableIsReported) {
   EXPECT_EQ(run_error(make("embed m=3 v=100 e=32 w=q4_0")).message, "no error");
 }
 
-// A segment with its bindings as the test changes them.
-struct Bound {
-  const Device& device;
-  Problem problem;
-  Problem::Segment segment = problem.segment();
-  fth_estimate estimate = *device.estimate(segment.segment);
-  std::vector<fth::Buffer> buffers{};
-  std::vector<fth_binding> weights{}, bindings{};
-
-  explicit Bound(const Device& d, Problem p) : device(d), problem(std::move(p)) {
-    for (Tensor& t : problem.tensors) {
-      if (t.desc.role == FTH_ROLE_TEMP) continue;
-      t.data.resize(tensor_bytes(t.desc));
-      buffers.push_back(*device.alloc(t.data.size() + 16));
-      EXPECT_TRUE(buffers.back().write(0, t.data.data(), t.data.size()));
-      (t.desc.role == FTH_ROLE_WEIGHT ? weights : bindings).push_back(buffers.back().at(0, t.data.size()));
-    }
-    if (estimate.workspace_bytes > 0) {
-      buffers.push_back(*device.alloc(estimate.workspace_bytes));
-      bindings.push_back(buffers.back().whole());
-    }
-  }
-  Result<fth::Executable> compile() const { return device.compile(segment.segment, weights); }
-};
-
 TEST_F(CudaBackend, SubmitChecksBindings) {
   Bound b(device(), make("matmul m=1 k=64 n=8 w=q4_0"));
   const auto x = b.compile();
@@ -243,9 +188,9 @@ TEST_F(CudaBackend, SubmitsRunInOrder) {
 }
 
 TEST_F(CudaBackend, OptionsAreChecked) {
-  EXPECT_THAT(open(FTH_CUDA_EMULATED, "color=red").error().message, AllOf(HasSubstr("'color'"), HasSubstr("measure")));
-  EXPECT_THAT(open(FTH_CUDA_EMULATED, "measure=maybe").error().message, HasSubstr("need on or off"));
-  EXPECT_THAT(open(FTH_CUDA_EMULATED, "bytes_per_second=-1").error().message, HasSubstr("a number above 0"));
+  EXPECT_THAT(open_plugin(FTH_CUDA_EMULATED, "color=red").error().message, AllOf(HasSubstr("'color'"), HasSubstr("measure")));
+  EXPECT_THAT(open_plugin(FTH_CUDA_EMULATED, "measure=maybe").error().message, HasSubstr("need on or off"));
+  EXPECT_THAT(open_plugin(FTH_CUDA_EMULATED, "bytes_per_second=-1").error().message, HasSubstr("a number above 0"));
   use("bytes_per_second=1e9,flops_per_second=2e9");
   EXPECT_EQ(device().info().bytes_per_second, 1e9);
   EXPECT_EQ(device().info().flops_per_second, 2e9);
@@ -294,7 +239,7 @@ TEST_F(CudaBackend, AFailureAtOpenOrCompileLeavesNothingBehind) {
   for (const char* call : {"count", "open", "allocate_locked", "make_mark", "allocate", "copy", "launch", "finish"}) {
     for (int after = 0; after < 100; ++after) {
       fail_call(call, after, Code::resource_exhausted);
-      const bool opened = open(FTH_CUDA_EMULATED, "measure=on").has_value();
+      const bool opened = open_plugin(FTH_CUDA_EMULATED, "measure=on").has_value();
       fail_nothing();
       ASSERT_EQ(live_objects(), 0) << call << " " << after;
       if (opened) break;
@@ -338,7 +283,7 @@ TEST_F(CudaBackend, ASubmitThatFailsHalfWayLeavesNothingBehind) {
 #ifdef FTH_CUDA_PLUGIN
 // No driver is a normal answer with a reason, and no failure to load.
 TEST(CudaPlugin, SaysWhyItHasNoDevice) {
-  const auto opened = open(FTH_CUDA_PLUGIN, "");
+  const auto opened = open_plugin(FTH_CUDA_PLUGIN, "");
   if (opened) GTEST_SKIP() << "there is a device: " << (*opened)->device().info().description;
   EXPECT_EQ(opened.error().code, Code::unavailable);
   EXPECT_THAT(opened.error().message, AnyOf(AllOf(HasSubstr("driver version is insufficient"), HasSubstr("need one for CUDA")),

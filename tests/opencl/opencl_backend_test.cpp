@@ -10,10 +10,8 @@
 #include <fstream>
 
 #include "core/base/bytes.h"
-#include "tests/conformance/compare.h"
-#include "tests/conformance/reference.h"
-#include "tests/conformance/runner.h"
 #include "tests/opencl/faults.h"
+#include "tests/support/backend_fixture.h"
 
 namespace fth::conformance {
 namespace {
@@ -22,16 +20,9 @@ using opencl_test::fault;
 using testing::AllOf;
 using testing::HasSubstr;
 
-Result<std::unique_ptr<Backend>> open(const std::string& options) {
-  BackendOptions o;
-  o.backend = FTH_OPENCL_PLUGIN;
-  o.options = options;
-  o.n_threads = 1;
-  o.log_level = -1;
-  return Backend::open(o);
-}
+Result<std::unique_ptr<Backend>> open(const std::string& options) { return open_plugin(FTH_OPENCL_PLUGIN, options); }
 
-class OpenclBackend : public testing::Test {
+class OpenclBackend : public BackendTest {
  protected:
   void SetUp() override { use(""); }
   // Every object that the test made the driver make is gone with the device.
@@ -47,24 +38,6 @@ class OpenclBackend : public testing::Test {
     ASSERT_TRUE(opened) << opened.error().message;
     backend_ = *std::move(opened);
   }
-  const Device& device() const { return backend_->device(); }
-  static Problem make(const std::string& line) { return *build(*parse_case(line)); }
-  Error run_error(const Problem& p) const {
-    const Result<Problem> r = run_once(device(), p);
-    return r ? Error{Code::internal, "no error"} : r.error();
-  }
-  Error estimate_error(const Problem& p) const {
-    const Problem::Segment s = p.segment();
-    const Result<fth_estimate> r = device().estimate(s.segment);
-    return r ? Error{Code::internal, "no error"} : r.error();
-  }
-  // The case on the device, against the reference. Empty when they agree.
-  std::string wrong(const std::string& line, const char* tolerance = "nmse:1e-10") const {
-    const Problem p = make(line);
-    const Result<Problem> got = run_once(device(), p);
-    return got ? compare(p, *got, run_reference(p), *parse_tolerance(tolerance)) : got.error().message;
-  }
-  std::unique_ptr<Backend> backend_;
 };
 
 TEST_F(OpenclBackend, IsSoftwareAndSaysWhatItIs) {
@@ -187,31 +160,6 @@ TEST_F(OpenclBackend, AnIdOutsideOfTheTableIsReported) {
   }
   EXPECT_EQ(run_error(make("embed m=3 v=100 e=32 w=q4_0")).message, "no error");
 }
-
-// A segment with its bindings as the test changes them.
-struct Bound {
-  const Device& device;
-  Problem problem;
-  Problem::Segment segment = problem.segment();
-  fth_estimate estimate = *device.estimate(segment.segment);
-  std::vector<fth::Buffer> buffers{};
-  std::vector<fth_binding> weights{}, bindings{};
-
-  explicit Bound(const Device& d, Problem p) : device(d), problem(std::move(p)) {
-    for (Tensor& t : problem.tensors) {
-      if (t.desc.role == FTH_ROLE_TEMP) continue;
-      t.data.resize(tensor_bytes(t.desc));
-      buffers.push_back(*device.alloc(t.data.size() + 16));
-      EXPECT_TRUE(buffers.back().write(0, t.data.data(), t.data.size()));
-      (t.desc.role == FTH_ROLE_WEIGHT ? weights : bindings).push_back(buffers.back().at(0, t.data.size()));
-    }
-    if (estimate.workspace_bytes > 0) {
-      buffers.push_back(*device.alloc(estimate.workspace_bytes));
-      bindings.push_back(buffers.back().whole());
-    }
-  }
-  Result<fth::Executable> compile() const { return device.compile(segment.segment, weights); }
-};
 
 TEST_F(OpenclBackend, SubmitChecksBindings) {
   Bound b(device(), make("matmul m=1 k=64 n=8 w=q4_0"));

@@ -10,10 +10,8 @@
 #include <sstream>
 
 #include "core/base/bytes.h"
-#include "tests/conformance/compare.h"
-#include "tests/conformance/reference.h"
-#include "tests/conformance/runner.h"
 #include "tests/openvino/faults.h"
+#include "tests/support/backend_fixture.h"
 
 namespace fth::conformance {
 namespace {
@@ -22,16 +20,7 @@ using openvino_test::fault;
 using testing::AllOf;
 using testing::HasSubstr;
 
-Result<std::unique_ptr<Backend>> open(const std::string& options) {
-  BackendOptions o;
-  o.backend = FTH_OPENVINO_PLUGIN;
-  o.options = options;
-  o.n_threads = 2;
-  o.log_level = -1;
-  return Backend::open(o);
-}
-
-Problem make(const std::string& line) { return *build(*parse_case(line)); }
+Result<std::unique_ptr<Backend>> open(const std::string& options) { return open_plugin(FTH_OPENVINO_PLUGIN, options, 0, 2); }
 
 bool is_mapped(const std::string& library) {
   std::ifstream maps("/proc/self/maps");
@@ -40,7 +29,7 @@ bool is_mapped(const std::string& library) {
   return all.str().find(library) != std::string::npos;
 }
 
-class OpenvinoBackend : public testing::Test {
+class OpenvinoBackend : public BackendTest {
  protected:
   void SetUp() override { use("device=CPU"); }
   void TearDown() override { fault() = {}; }
@@ -50,23 +39,6 @@ class OpenvinoBackend : public testing::Test {
     ASSERT_TRUE(opened) << opened.error().message;
     backend_ = *std::move(opened);
   }
-  const Device& device() const { return backend_->device(); }
-  Error run_error(const Problem& p) const {
-    const Result<Problem> r = run_once(device(), p);
-    return r ? Error{Code::internal, "no error"} : r.error();
-  }
-  Error estimate_error(const Problem& p) const {
-    const Problem::Segment s = p.segment();
-    const Result<fth_estimate> r = device().estimate(s.segment);
-    return r ? Error{Code::internal, "no error"} : r.error();
-  }
-  // The case on the device, against the reference. Empty when they agree.
-  std::string wrong(const std::string& line, const char* tolerance = "nmse:1e-10") const {
-    const Problem p = make(line);
-    const Result<Problem> got = run_once(device(), p);
-    return got ? compare(p, *got, run_reference(p), *parse_tolerance(tolerance)) : got.error().message;
-  }
-  std::unique_ptr<Backend> backend_;
 };
 
 // In a process of its own, because nothing unloads what the other tests load.

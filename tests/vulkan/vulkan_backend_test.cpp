@@ -12,9 +12,7 @@
 
 #include "core/base/bytes.h"
 #include "core/device/elf_file.h"
-#include "tests/conformance/compare.h"
-#include "tests/conformance/reference.h"
-#include "tests/conformance/runner.h"
+#include "tests/support/backend_fixture.h"
 
 namespace fth::conformance {
 namespace {
@@ -22,15 +20,9 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-Result<std::unique_ptr<Backend>> open(const std::string& options) {
-  BackendOptions o;
-  o.backend = FTH_VULKAN_PLUGIN;
-  o.options = options;
-  o.n_threads = 1;
-  return Backend::open(o);
-}
+Result<std::unique_ptr<Backend>> open(const std::string& options) { return open_plugin(FTH_VULKAN_PLUGIN, options); }
 
-class VulkanBackend : public testing::Test {
+class VulkanBackend : public BackendTest {
  protected:
   void SetUp() override { use(""); }
   void use(const std::string& options) {
@@ -39,24 +31,6 @@ class VulkanBackend : public testing::Test {
     ASSERT_TRUE(opened) << opened.error().message;
     backend_ = *std::move(opened);
   }
-  const Device& device() const { return backend_->device(); }
-  static Problem make(const std::string& line) { return *build(*parse_case(line)); }
-  Error run_error(const Problem& p) const {
-    const Result<Problem> r = run_once(device(), p);
-    return r ? Error{Code::internal, "no error"} : r.error();
-  }
-  Error estimate_error(const Problem& p) const {
-    const Problem::Segment s = p.segment();
-    const Result<fth_estimate> r = device().estimate(s.segment);
-    return r ? Error{Code::internal, "no error"} : r.error();
-  }
-  // The case on the device, against the reference. Empty when they agree.
-  std::string wrong(const std::string& line) const {
-    const Problem p = make(line);
-    const Result<Problem> got = run_once(device(), p);
-    return got ? compare(p, *got, run_reference(p), *parse_tolerance("nmse:1e-10")) : got.error().message;
-  }
-  std::unique_ptr<Backend> backend_;
 };
 
 TEST_F(VulkanBackend, IsSoftwareAndSaysWhatItIs) {
@@ -185,31 +159,6 @@ TEST_F(VulkanBackend, AnIdOutsideOfTheTableIsReported) {
   }
   EXPECT_EQ(run_error(make("embed m=3 v=100 e=32 w=q4_0")).message, "no error");
 }
-
-// A segment with its bindings as the test changes them.
-struct Bound {
-  const Device& device;
-  Problem problem;
-  Problem::Segment segment = problem.segment();
-  fth_estimate estimate = *device.estimate(segment.segment);
-  std::vector<fth::Buffer> buffers{};
-  std::vector<fth_binding> weights{}, bindings{};
-
-  explicit Bound(const Device& d, Problem p) : device(d), problem(std::move(p)) {
-    for (Tensor& t : problem.tensors) {
-      if (t.desc.role == FTH_ROLE_TEMP) continue;
-      t.data.resize(tensor_bytes(t.desc));
-      buffers.push_back(*device.alloc(t.data.size() + 16));
-      EXPECT_TRUE(buffers.back().write(0, t.data.data(), t.data.size()));
-      (t.desc.role == FTH_ROLE_WEIGHT ? weights : bindings).push_back(buffers.back().at(0, t.data.size()));
-    }
-    if (estimate.workspace_bytes > 0) {
-      buffers.push_back(*device.alloc(estimate.workspace_bytes));
-      bindings.push_back(buffers.back().whole());
-    }
-  }
-  Result<fth::Executable> compile() const { return device.compile(segment.segment, weights); }
-};
 
 TEST_F(VulkanBackend, SubmitChecksBindings) {
   Bound b(device(), make("matmul m=1 k=64 n=8 w=q4_0"));

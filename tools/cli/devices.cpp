@@ -61,6 +61,7 @@ std::string devices_text(Registry& registry, const DeviceChecks& checks, const M
     if (info.flops_per_second > 0) out += text("; %.0f GFLOP/s", info.flops_per_second / 1e9);
     out += '\n';
     if (verbose) {
+      if (info.kind == FTH_KIND_CPU) out += "      " + describe(find_cores()) + '\n';
       for (const KernelSet& k : kernel_sets(whole_description(description(info), lines)))
         out += "      --cpu-isa " + printable(k.name) + (k.used ? ": in use" : k.runs ? ": runs here" : ": " + printable(k.reason)) + '\n';
     }

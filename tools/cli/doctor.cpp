@@ -70,8 +70,8 @@ void check_memory(Checks& out, uint64_t model_bytes) {
 }
 
 void check_cores(Checks& out) {
-  const uint32_t usable = usable_cores(), online = std::thread::hardware_concurrency();
-  out.push_back({Level::ok, "cores", text("%u used by default, %u hardware threads allowed; ", usable, online) + cpu_model(), ""});
+  const uint32_t online = std::thread::hardware_concurrency();
+  out.push_back({Level::ok, "cores", describe(find_cores()) + text(", %u hardware threads allowed; ", online) + cpu_model(), ""});
   double load = 0;
   if (::getloadavg(&load, 1) == 1) {
     const bool busy = load > 0.5 * online;

@@ -6,23 +6,16 @@
 #include <cstdint>
 
 #include "backends/cpu/segment.h"
+#include "core/base/relax.h"
 
 namespace fth::cpu {
-
-inline void cpu_relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // Pairs with the acquire-release subtractions: what was written before the last of them is seen. Spins about as long as an item takes, then sleeps, as the
 // other thread may have lost its core.
 inline void wait_for_zero(std::atomic_ref<int32_t> left) {
   for (int i = 0; i < 1024; ++i) {
     if (left.load(std::memory_order_acquire) == 0) return;
-    cpu_relax();
+    relax();
   }
   for (int32_t seen = left.load(std::memory_order_acquire); seen != 0; seen = left.load(std::memory_order_acquire))
     left.wait(seen, std::memory_order_acquire);
