@@ -45,7 +45,7 @@ void Engine::Impl::say_late() {
     const bool used = std::any_of(plan.placements.begin(), plan.placements.end(), [d](const Placement& p) { return p.device == d; });
     if (late[d].empty() || !used) continue;
     plan.notes.push_back(device(0).name() + " begins while " + device(d).name() + " compiles, which takes over when it is ready (" +
-                         late[d] + "); --start-on-cpu=off waits for it");
+                         late[d] + "); --start-on-cpu off waits for it");
   }
 }
 

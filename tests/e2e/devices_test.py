@@ -210,10 +210,12 @@ class Devices(Case):
         for device in ("cpu", "slow:0"):
             self.assertRegex(done.stderr, rf"{device} +attention")
         self.assertIn(note, self.run_it("plan", "-m", TINY, *npu, plugin=SLOW).stderr)
-        for command in (("run", "--start-on-cpu=off"), ("bench", "--pp", "8", "--tg", "2", "-r", "1")):  # bench waits unless it is told not to
+        for command in (("run", "--start-on-cpu", "off"), ("bench", "--pp", "8", "--tg", "2", "-r", "1")):  # bench waits unless it is told not to
             self.assertNotIn("begins while", self.run_it(command[0], "-m", TINY, *npu, *command[1:], *(["-p", "x", "-n", "2"] if command[0] == "run" else []),
                                                          plugin=SLOW).stderr)
         self.assertEqual(self.run_it(*long_run, "--start-on-cpu=maybe").returncode, USAGE)
+        asked = self.run_it("run", "-m", TINY, "--device", "slow:0", "-n", "8", "--start-on-cpu", PROMPT, plugin=SLOW)  # its word may be left out
+        self.assertIn("(as asked)", asked.stderr)
 
     def test_what_compiling_took_decides_for_the_next_run(self):
         gpu = ("--device", "slow:0", "--device-option", "slow:0:kind=gpu", "--device-option", "slow:0:compile_ms=250")

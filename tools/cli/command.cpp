@@ -68,12 +68,19 @@ std::string nearest_option(const po::options_description& options, std::string_v
   return best;
 }
 
-// -ub is the field's name for the prefill step, and two letters after one dash are two options to the parser.
-std::vector<std::string> expand_two_letter(std::span<const std::string> args) {
+// -ub is the field's name for the prefill step, and two letters after one dash are two options to the parser. --start-on-cpu may stand without its word, and the parser would take the
+// prompt for it.
+std::vector<std::string> expand_short(std::span<const std::string> args) {
   std::vector<std::string> out;
   bool plain = false;
-  for (const std::string& arg : args) {
+  for (size_t i = 0; i < args.size(); ++i) {
+    const std::string& arg = args[i];
     plain = plain || arg == "--";
+    const std::string next = i + 1 < args.size() ? args[i + 1] : "";
+    if (!plain && arg == "--start-on-cpu" && next != "auto" && next != "on" && next != "off") {
+      out.push_back(arg + "=on");
+      continue;
+    }
     if (!plain && (arg == "-ub" || arg.starts_with("-ub="))) {
       out.push_back("--ubatch" + arg.substr(3));
     } else {
@@ -106,7 +113,7 @@ Result<bool> parse(const Command& self, po::options_description& options, Common
   try {
     namespace style = po::command_line_style;
     po::variables_map values;
-    po::store(po::command_line_parser(expand_two_letter(args))
+    po::store(po::command_line_parser(expand_short(args))
                   .options(all)
                   .positional(positional)
                   .style(style::unix_style & ~style::allow_guessing)

@@ -50,10 +50,10 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
       ("ram", value(&flags.ram, "SIZE"), "most memory this process may use, such as 1GiB or 800MB (default: what is free)")   //
       ("vram", value(&flags.vram, "SIZE"), "most memory to use on each device that has its own")                              //
       ("device", value(&flags.device, "NAME"), "use this device, and the CPU only for what it refuses")                       //
-      ("start-on-cpu", value(&flags.start_on_cpu, "WHEN")->implicit_value("on"),
+      ("start-on-cpu", value(&flags.start_on_cpu, "WHEN"),
        (std::string(
             "let the CPU begin while a device compiles, which takes over when it is ready: auto (an NPU, or a device that is known to need "
-            "more than a second), on (also without =on) or off (default: ") +
+            "more than a second), on (also without a word) or off (default: ") +
         flags.start_on_cpu + ")")
            .c_str())  //
       ("overlap", value(&flags.overlap, "WHEN"),

@@ -225,7 +225,7 @@ Result<EngineOptions> engine_options(const EngineFlags& flags, const MachineProf
   out.cpu_only = flags.cpu_only;
   out.device = flags.device;
   if (flags.start_on_cpu != "auto" && flags.start_on_cpu != "on" && flags.start_on_cpu != "off")
-    return fail(Code::invalid_argument, "--start-on-cpu=" + flags.start_on_cpu + ": must be auto, on or off");
+    return fail(Code::invalid_argument, "--start-on-cpu " + flags.start_on_cpu + ": must be auto, on or off");
   out.start_on_cpu = flags.start_on_cpu == "on" ? StartOnCpu::on : flags.start_on_cpu == "off" ? StartOnCpu::off : StartOnCpu::automatic;
   out.bytes_per_second = profile.bytes_per_second;
   return out;

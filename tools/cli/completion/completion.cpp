@@ -29,7 +29,6 @@ std::vector<Option> options_of(const Command& command) {
     Option option{o->long_name(), shown.size() == 2 ? shown.substr(1) : "", o->semantic()->max_tokens() > 0 ? o->semantic()->name() : "",
                   o->description()};
     if (!option.argument.empty() && option.argument.front() == '=') option.argument.erase(0, 1);
-    if (option.argument.starts_with('[')) option.argument.clear();  // a value that may be left out, and otherwise follows a "="
     out.push_back(std::move(option));
   }
   return out;
