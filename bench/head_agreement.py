@@ -3,7 +3,7 @@
 
     bench/head_agreement.py --file model.gguf --tokens 10000
 
-The tokens are the model's own, sampled at temperature 1 from several prompts (--own), or random ones: for a model with random weights one is as good as the other.
+The tokens are the model's own, sampled at temperature 1 from several prompts (--own), ids of a file (--ids), or random ones: for a model with random weights one is as good as the other.
 They are gone through in pieces of --piece tokens, so that what was counted stays when the script is stopped: the program keeps sums in the cache folder. Prefill gives
 the exact logits of all positions; the screened head runs for each of them twice, with one logit wanted and with 40. Exit codes: 0 done, 1 fewer than 99.99 % agree or a program failed.
 """
@@ -40,6 +40,7 @@ def main():
     p.add_argument("--tokens", type=int, default=10000)
     p.add_argument("--piece", type=int, default=2000)
     p.add_argument("--own", action="store_true", help="tokens that the model samples; default: random ones")
+    p.add_argument("--ids", help="a file of token ids, such as those of a text")
     p.add_argument("--reply", type=int, default=480, help="tokens of each reply with --own")
     p.add_argument("--ctx", type=int, default=512, help="a new context begins after so many tokens")
     p.add_argument("--seed", type=int, default=1)
@@ -49,7 +50,10 @@ def main():
     fth = program(args.program)
     n_vocab = vocabulary(fth, args.file)
     draw = random.Random(args.seed)
-    ids = own_tokens(fth, args, args.tokens) if args.own else [draw.randrange(n_vocab) for _ in range(args.tokens)]
+    if args.ids:
+        ids = [int(i) for i in pathlib.Path(args.ids).read_text().split()][:args.tokens]
+    else:
+        ids = own_tokens(fth, args, args.tokens) if args.own else [draw.randrange(n_vocab) for _ in range(args.tokens)]
     sums = {"tokens": 0, "same_first": 0, "same_largest_40": 0, "rows": 0.0}
     how = ""
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +72,7 @@ def main():
             how = heads["how"]
             say(f"{sums['tokens']} tokens: {sums['same_first']} with the same largest logit, {sums['same_largest_40']} with the same 40 largest")
     rows = 100 * sums.pop("rows") / max(sums["tokens"], 1)
-    row = {**where(), "file": pathlib.Path(args.file).name, "vocabulary": n_vocab, "source": "sampled by the model" if args.own else "random", **sums,
+    row = {**where(), "file": pathlib.Path(args.file).name, "vocabulary": n_vocab, "source": pathlib.Path(args.ids).name if args.ids else "sampled by the model" if args.own else "random", **sums,
            "rows_percent": round(rows, 3), "how": how, "command": invocation()}
     print(table(["file", "tokens", "same largest", "same 40 largest", "rows multiplied"],
                 [[row["file"], row["tokens"], row["same_first"], row["same_largest_40"], f"{rows:.2f} %"]]))
