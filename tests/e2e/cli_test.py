@@ -9,7 +9,7 @@ import program
 from program import BAD_MODEL, DONE, FAILED, NO_FIT, TINY, USAGE, must, must_json, run
 
 PROMPT, ANSWER = "What is 38 + 47?", "8 + 7 = 15, 3 + 4 + 1 = 8, so 38 + 47 = 85"
-GREEDY = ("--temp", 0, "-n", 64)
+GREEDY = ("--temp", 0, "-n", 64, "--cpu-only")  # the other runs look for devices
 COMMANDS = ("run", "chat", "bench", "profile", "plan", "devices", "inspect", "pack", "doctor", "logits", "perplexity")
 
 
