@@ -86,7 +86,7 @@ SegmentRuns::SegmentRuns(uint32_t threads, std::string cpu_options, IfUnknown if
     if (device == nullptr || !device->is_string() || shape == nullptr || !shape->is_string() || seconds == nullptr || !seconds->is_double())
       continue;
     const double s = seconds->get_double();
-    const auto said = [](const json::value* v) { return v != nullptr && v->is_bool() && v->get_bool(); };
+    const auto said = [](const json::value* flag) { return flag != nullptr && flag->is_bool() && flag->get_bool(); };
     if (s > 0 && s < 1e4) rows_[{std::string(device->get_string()), std::string(shape->get_string())}] = {s, said(busy), said(profile)};
   }
 }
