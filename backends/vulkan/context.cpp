@@ -164,10 +164,10 @@ Result<> Context::find_coop(bool has_extension, const VkPhysicalDeviceVulkan12Fe
   return {};
 }
 
-void Context::drop_coop(int32_t level, const std::string& why) {
+void Context::drop_coop(int32_t level, const std::string& why, const std::string& detail) {
   limits_.coop = {};
   coop_note_ = text("no cooperative matrices: ", why);
-  say(level, text("products without cooperative matrices: ", why));
+  say(level, text("products without cooperative matrices: ", why, detail));
 }
 
 void Context::set_coop_speed(double flops_per_second, std::string how) {
