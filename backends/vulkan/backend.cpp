@@ -8,7 +8,6 @@
 namespace fth::vulkan {
 namespace {
 
-// auto, as most of what opens a device leaves it; on and off as the words say.
 Result<CoopMode> coop_mode(sdk::Options& options) {
   const std::string value = options.take("coopmat").value_or("auto");
   if (value == "auto") return CoopMode::automatic;
@@ -48,7 +47,7 @@ struct VulkanBackend {
     Result<std::unique_ptr<Executable>> compile(const sdk::SegmentView& segment, std::span<const fth_binding> weights) {
       FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_segment(segment, context_->limits()));
       if (Result<> made = coop_pipelines(*context_, plan); !made) {
-        context_->drop_coop(made.error().message);
+        context_->drop_coop(FTH_LOG_WARNING, made.error().message);
         const uint64_t workspace = plan.rules.workspace_bytes;  // as the estimate said: the host binds it
         FTH_ASSIGN_OR_RETURN(plan, plan_segment(segment, context_->limits()));
         plan.rules.workspace_bytes = std::max(plan.rules.workspace_bytes, workspace);

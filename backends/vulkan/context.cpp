@@ -165,15 +165,15 @@ Result<> Context::find_coop(bool has_extension, const VkPhysicalDeviceVulkan12Fe
   return {};
 }
 
-void Context::drop_coop(const std::string& why) {
+void Context::drop_coop(int32_t level, const std::string& why, const std::string& detail) {
   limits_.coop = {};
   coop_note_ = text("no cooperative matrices: ", why);
-  say(FTH_LOG_WARNING, text("products without cooperative matrices: ", why));
+  say(level, text("products without cooperative matrices: ", why, detail));
 }
 
 void Context::set_coop_speed(double flops_per_second, std::string how) {
   coop_flops_per_second_ = flops_per_second;
-  say(FTH_LOG_INFO, text("products in cooperative matrices: ", how));
+  say(FTH_LOG_DEBUG, text("products in cooperative matrices: ", how));
 }
 
 Result<> Context::make_device() {

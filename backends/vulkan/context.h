@@ -89,8 +89,8 @@ class Context {
   bool software() const { return properties_.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU; }
   bool measured() const { return !software() || settings_.measure; }
   void set_coop_speed(double flops_per_second, std::string how);
-  // From here on products go the plain way, because of `why`, which the log and the description repeat. What is compiled stays as it is.
-  void drop_coop(const std::string& why);
+  // From here on products go the plain way, because of `why`, which the description and, with `detail`, the log repeat. What is compiled stays as it is.
+  void drop_coop(int32_t level, const std::string& why, const std::string& detail = "");
   void say(int32_t level, const std::string& message) const { host_.log(level, text(label_, ": ", message)); }
 
   enum class Use {

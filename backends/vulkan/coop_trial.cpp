@@ -15,6 +15,8 @@ namespace {
 
 // About ten times what f16 of both factors costs; a tile in the wrong place is off by about 1.
 constexpr double kTolerance = 1e-6;
+// Of the plain time: less is within what timings are off, and the choice should not change from start to start.
+constexpr double kWorthIt = 0.8;
 
 struct Shape {
   DType type;
@@ -163,7 +165,7 @@ Result<> try_coop(Context& context) {
   if (!context.limits().coop) return {};
   const bool required = context.coop_mode() == CoopMode::on;
   if (!required && !context.measured()) {
-    context.drop_coop("a software device: coopmat=on uses them");
+    context.drop_coop(FTH_LOG_DEBUG, "off on software");
     return {};
   }
   const Limits coop = context.limits();
@@ -171,6 +173,8 @@ Result<> try_coop(Context& context) {
   plain.coop = {};
   const Shape large{DType::q4_0, 64, 2048, 2048};
   const double flops = 2.0 * 64 * 2048 * 2048;
+  int32_t level = FTH_LOG_WARNING;
+  std::string detail;
   const auto attempt = [&]() -> Result<std::string> {
     // Compiling every type's pipelines takes seconds on some drivers: who asks for them has one tried.
     constexpr DType kTypes[] = {DType::q4_0, DType::q8_0, DType::q4_1, DType::q4_k, DType::q6_k};
@@ -182,8 +186,13 @@ Result<> try_coop(Context& context) {
     FTH_ASSIGN_OR_RETURN(const Product::Ran a, Product(context, large).run(coop, 4));
     FTH_ASSIGN_OR_RETURN(const Product::Ran b, Product(context, large).run(plain, 4));
     const double seconds = std::max(1e-7, a.seconds - context.launch_seconds());
-    const std::string how = text("2048 x 2048 of q4_0 with 64 tokens: ", a.seconds * 1e6, " us, plain ", b.seconds * 1e6, " us");
-    if (!required && a.seconds >= b.seconds) return text("slower here, ", how);
+    const std::string how =
+        text("2048 x 2048 of q4_0 with 64 tokens: ", std::lround(a.seconds * 1e6), " us, plain ", std::lround(b.seconds * 1e6), " us");
+    if (!required && a.seconds > kWorthIt * b.seconds) {
+      level = FTH_LOG_INFO;
+      detail = ", " + how;
+      return std::string("slower");
+    }
     context.set_coop_speed(flops / seconds, how);
     return std::string();
   };
@@ -191,7 +200,7 @@ Result<> try_coop(Context& context) {
   if (why && why->empty()) return {};
   const std::string reason = why ? *why : why.error().message;
   if (required) return fail(why ? Code::internal : why.error().code, text(context.label(), ": coopmat=on: ", reason));
-  context.drop_coop(reason);
+  context.drop_coop(level, reason, detail);
   return {};
 }
 

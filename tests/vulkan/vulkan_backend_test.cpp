@@ -237,5 +237,63 @@ TEST_F(VulkanBackend, APipelineCacheIsWrittenAndABadOneReplaced) {
   std::filesystem::remove_all(folder);
 }
 
+// On a driver that has no cooperative matrices; VulkanCoop is on one that has.
+TEST_F(VulkanBackend, CooperativeMatricesAreAskedForByName) {
+  EXPECT_THAT(open("coopmat=maybe").error().message, HasSubstr("need auto, on or off"));
+  EXPECT_THAT(device().info().description, HasSubstr("no cooperative matrices: "));
+  use("coopmat=off");
+  EXPECT_THAT(device().info().description, HasSubstr("no cooperative matrices: coopmat=off"));
+  const auto on = open("coopmat=on");
+  if (on) GTEST_SKIP() << "this driver has them";
+  EXPECT_EQ(on.error().code, Code::unimplemented);
+  EXPECT_THAT(on.error().message, AllOf(HasSubstr("vulkan:0 (llvmpipe"), HasSubstr("coopmat=on: ")));
+}
+
+class VulkanCoop : public VulkanBackend {
+  void SetUp() override {
+    const auto on = open("coopmat=on");
+    if (!on && (on.error().code == Code::unavailable || on.error().code == Code::unimplemented)) GTEST_SKIP() << on.error().message;
+    ASSERT_TRUE(on) << on.error().message;
+  }
+};
+
+TEST_F(VulkanCoop, OnUsesThemForSeveralTokens) {
+  use("coopmat=on");
+  EXPECT_THAT(device().info().description, HasSubstr("; cooperative matrices "));
+  const std::string several = "matmul m=20 k=256 n=40 w=q4_0", one = "matmul m=1 k=256 n=40 w=q4_0";
+  EXPECT_EQ(wrong(one), "");
+  EXPECT_NE(wrong(several), "") << "f32 products come out of the tiles of f16";
+  const Problem p = make(several);
+  const Result<Problem> got = run_once(device(), p);
+  ASSERT_TRUE(got);
+  EXPECT_EQ(compare(p, *got, run_reference(p), *parse_tolerance("nmse:3e-7")), "");
+  // A place for x in f16, and a scale for each row of the weight.
+  const Problem::Segment s = p.segment();
+  const auto estimate = device().estimate(s.segment);
+  ASSERT_TRUE(estimate);
+  EXPECT_GE(estimate->workspace_bytes, 20u * 256 * 2);
+  EXPECT_GE(estimate->resident_bytes, 40u * 4);
+}
+
+TEST_F(VulkanCoop, NeedSubgroups) {
+  const auto on = open("coopmat=on,subgroups=off");
+  ASSERT_FALSE(on);
+  EXPECT_EQ(on.error().code, Code::unimplemented);
+  EXPECT_THAT(on.error().message, HasSubstr("subgroups"));
+}
+
+TEST_F(VulkanCoop, AutoLeavesSoftwareAlone) {
+  use("");
+  EXPECT_THAT(device().info().description, HasSubstr("no cooperative matrices: off on software"));
+  EXPECT_EQ(wrong("matmul m=20 k=256 n=40 w=q4_0"), "");
+}
+
+// The trial of every type, and whichever is faster.
+TEST_F(VulkanCoop, AutoTriesThemWhereDevicesAreTimed) {
+  use("measure=on");
+  const std::string description = device().info().description;
+  EXPECT_THAT(description, testing::AnyOf(HasSubstr("; cooperative matrices "), HasSubstr("no cooperative matrices: slower")));
+}
+
 }  // namespace
 }  // namespace fth::conformance
