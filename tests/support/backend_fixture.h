@@ -24,10 +24,11 @@ inline Result<std::unique_ptr<Backend>> open_plugin(const std::string& plugin, c
   return Backend::open(o);
 }
 
+inline Problem make(const std::string& line) { return *build(*parse_case(line)); }
+
 class BackendTest : public testing::Test {
  protected:
   const Device& device() const { return backend_->device(); }
-  static Problem make(const std::string& line) { return *build(*parse_case(line)); }
   Error run_error(const Problem& p) const {
     const Result<Problem> r = run_once(device(), p);
     return r ? Error{Code::internal, "no error"} : r.error();
