@@ -34,7 +34,7 @@ struct VulkanBackend {
       return fail(Code::unimplemented, text(context_->label(), ": ", bytes, " bytes of the host's memory: this backend keeps copies"));
     }
     Result<fth_estimate> estimate(const sdk::SegmentView& segment) {
-      FTH_ASSIGN_OR_RETURN(const SegmentPlan plan, plan_segment(segment, context_->limits()));
+      FTH_ASSIGN_OR_RETURN(const SegmentPlan plan, plan_of(segment));
       fth_estimate e{};
       double computing = plan.flops / context_->flops_per_second();
       if (plan.coop_flops > 0) computing += plan.coop_flops / context_->coop_flops_per_second();
@@ -45,18 +45,29 @@ struct VulkanBackend {
       return e;
     }
     Result<std::unique_ptr<Executable>> compile(const sdk::SegmentView& segment, std::span<const fth_binding> weights) {
-      FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_segment(segment, context_->limits()));
-      if (Result<> made = coop_pipelines(*context_, plan); !made) {
+      FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_of(segment));
+      if (const Result<> made = coop_pipelines(*context_, plan); !made) {
+        promised_ = context_->limits().coop;
         context_->drop_coop(FTH_LOG_WARNING, made.error().message);
-        const uint64_t workspace = plan.rules.workspace_bytes;  // as the estimate said: the host binds it
-        FTH_ASSIGN_OR_RETURN(plan, plan_segment(segment, context_->limits()));
-        plan.rules.workspace_bytes = std::max(plan.rules.workspace_bytes, workspace);
+        FTH_ASSIGN_OR_RETURN(plan, plan_of(segment));
       }
       return Executable::make(*context_, std::move(plan), weights);
     }
 
    private:
+    // Cooperative matrices that were dropped after estimates with them: hosts bind the workspace that those spoke of.
+    Result<SegmentPlan> plan_of(const sdk::SegmentView& segment) const {
+      FTH_ASSIGN_OR_RETURN(SegmentPlan plan, plan_segment(segment, context_->limits()));
+      if (!promised_) return plan;
+      Limits before = context_->limits();
+      before.coop = promised_;
+      FTH_ASSIGN_OR_RETURN(const SegmentPlan larger, plan_segment(segment, before));
+      plan.rules.workspace_bytes = std::max(plan.rules.workspace_bytes, larger.rules.workspace_bytes);
+      return plan;
+    }
+
     std::unique_ptr<Context> context_;
+    Coop promised_;
   };
 
   static Result<uint32_t> device_count(sdk::Host host) {

@@ -69,13 +69,24 @@ class RealDevice(OnDevice, unittest.TestCase):
     def devices(self):
         return [d["name"] for d in vulkan_devices() if not d["software"]]
 
+    def conformance(self, device, options, *arguments):
+        return subprocess.run([os.environ["FTH_CONFORMANCE"], "--backend", PLUGIN, "--device", device.split(":")[1], "--options", options, *arguments],
+                              capture_output=True, text=True, timeout=600)
+
     def test_conformance(self):
         for device in self.devices():
-            for options in ("subgroups=on", "subgroups=off", "mapped=off"):
-                done = subprocess.run([os.environ["FTH_CONFORMANCE"], "--backend", PLUGIN, "--device", device.split(":")[1], "--options", options,
-                                       "--expect", ROOT / "backends/vulkan/conformance.txt"], capture_output=True, text=True, timeout=600)
+            for options in ("coopmat=off", "coopmat=off,subgroups=off", "coopmat=off,mapped=off"):
+                done = self.conformance(device, options, "--expect", ROOT / "backends/vulkan/conformance.txt")
                 self.assertEqual(done.returncode, 0, f"{device} {options}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
                 print(done.stdout.strip())
+
+    def test_cooperative_matrices(self):
+        here = ROOT / "tests/vulkan"
+        for device in self.devices():
+            done = self.conformance(device, "coopmat=on", "--cases", here / "coop_cases.txt", "--expect", here / "coop_conformance.txt")
+            if "coopmat=on: the driver does not have them" not in done.stdout + done.stderr:
+                self.assertEqual(done.returncode, 0, f"{device}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
+            print(done.stdout.strip(), done.stderr.strip())
 
 
 if __name__ == "__main__":
