@@ -132,7 +132,8 @@ Result<uint64_t> Session::Impl::run_step(std::span<const int32_t> ids, Want want
     bytes = 0;
     // A plan that was made anew may have smaller steps than the one that `ids` were cut for.
     for (size_t done = 0; done < ids.size();) {
-      const auto part = ids.subspan(done, std::min(ids.size() - done, static_cast<size_t>(engine->options.ubatch)));
+      const auto most = static_cast<size_t>(engine->options.ubatch) * (overlaps() ? 2 : 1);
+      const auto part = ids.subspan(done, std::min(ids.size() - done, most));
       const bool last = done + part.size() == ids.size();
       const Want wanted = want == Want::last_logits && !last ? Want::nothing : want;
       FTH_ASSIGN_OR_RETURN(const uint64_t more, step(*this, part, pos + static_cast<int64_t>(done), wanted, once));

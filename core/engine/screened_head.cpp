@@ -277,7 +277,7 @@ Result<> compare_head_rows(Session::Impl& session, std::span<const int32_t> ids,
         e_.screen_for(k);
         for (int64_t row = 0; row < n; ++row) {
           FTH_RETURN_IF_ERROR(head_rows(row0 + row, 1, Variant::screened));
-          const std::span<const float> screened(s_.host<float>(Port::logits), vocabulary);
+          const std::span<const float> screened(m_.host<float>(Port::logits), vocabulary);
           const bool same = same_largest(std::span(all).subspan(static_cast<size_t>(row) * vocabulary, vocabulary), screened, k, &order);
           (k == 1 ? out->same_first : out->same_largest) += same;
           ++errors.checked;
@@ -293,7 +293,7 @@ Result<> compare_head_rows(Session::Impl& session, std::span<const int32_t> ids,
       return {};
     }
   };
-  return Heads(session, ids, pos).run(first_row, rows, exact, k, sum);
+  return Heads(session, session.memory, ids, pos).run(first_row, rows, exact, k, sum);
 }
 
 Result<> run_head_again(Session::Impl& session, int64_t k) {

@@ -114,8 +114,8 @@ Result<> Session::Impl::lay_down() {
   if (engine->plan.overlap) FTH_RETURN_IF_ERROR(allocate(false, &earlier));
   if (engine->kv_pages.n_layers > 0) {
     FTH_ASSIGN_OR_RETURN(pages, KvPages::open(engine->kv_pages, engine->options.kv.directory, engine->options.stream.reader));
-    const std::span<std::byte> memory = pages->memory();
-    FTH_ASSIGN_OR_RETURN(page_memory, engine->device(0).import_host(memory.data(), memory.size()));
+    const std::span<std::byte> in_ram = pages->memory();
+    FTH_ASSIGN_OR_RETURN(page_memory, engine->device(0).import_host(in_ram.data(), in_ram.size()));
   }
   kv_before = {};
   return make_memory();

@@ -152,10 +152,10 @@ TEST_P(BadPlugin, IsListedWithItsReason) {
 
 INSTANTIATE_TEST_SUITE_P(Device, BadPlugin,
                          ::testing::Values(Refusal{"no_symbol", "has no symbol fth_backend_query: not a forethought plugin"},
-                                           Refusal{"other_major", "serves ABI 2, this program serves 1.1"},
-                                           Refusal{"lying_major", "built for ABI 2.1, this program serves 1.1"},
+                                           Refusal{"other_major", "serves ABI 2, this program serves 1.2"},
+                                           Refusal{"lying_major", "built for ABI 2.2, this program serves 1.2"},
                                            Refusal{"null_function", "lacks estimate, wait"}, Refusal{"short_table", "lacks submit, wait"},
-                                           Refusal{"garbage_size", "struct_size 3735928559, expected 144 (ABI 1.1)"},
+                                           Refusal{"garbage_size", "struct_size 3735928559, expected 152 (ABI 1.2)"},
                                            Refusal{"bad_name", "no usable name"},
                                            Refusal{"throws_query", "fth_backend_query threw: no driver today"},
                                            Refusal{"undefined_symbol", "fth_test_nowhere_defined"},

@@ -81,7 +81,7 @@ class Head(unittest.TestCase):
     def test_the_crossover_of_up_rows(self):
         measured = json.loads(self.run_here("plan", "-m", TINY, "--cpu-only", "--json").stdout)
         self.assertTrue(40 <= measured["gather_below"] <= 101, measured["gather_below"])
-        self.assertEqual(measured["gather_note"], "measured before")
+        self.assertRegex(measured["gather_note"], "^measured (before|now)")  # now: what came from a busy machine is measured again
         kept = json.loads((self.cache / "gather.json").read_text())
         (entry,) = kept["gather"]
         self.assertEqual(entry["below"], measured["gather_below"])
