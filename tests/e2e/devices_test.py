@@ -244,7 +244,7 @@ class Devices(Case):
         shutil.copy(self.program, own)
         (own.parent / "plugins").mkdir()
         shutil.copy(FAULTY, own.parent / "plugins")
-        done = subprocess.run([*tool, own, "run", "-m", TINY, "-p", PROMPT, "--cpu-only"], stdin=subprocess.DEVNULL, capture_output=True,
+        done = subprocess.run([*tool, own, "run", "-m", TINY, "-p", PROMPT, "--cpu-only", "--gather-below", "80"], stdin=subprocess.DEVNULL, capture_output=True,
                               text=True, timeout=200, env={**os.environ, "XDG_CACHE_HOME": str(self.cache),
                                                            "FORETHOUGHT_PLUGIN_PATH": str(FAULTY.parent)})
         self.assertEqual(done.returncode, DONE, done.stderr)

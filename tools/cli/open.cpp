@@ -343,7 +343,8 @@ Result<Opened> open_engine(const EngineFlags& flags, const CommonFlags& common, 
       cpu = text("gather_below=%lld", static_cast<long long>(out.gather.below)) + (cpu.empty() ? "" : ",") + cpu;
     }
     options.model = out.model;
-    if (flags.repack == "auto" && may_stream(options, out.model)) {
+    // With a profile at hand an engine was opened before this one, whose drivers' threads no forked child has; profiles run the file that they are given.
+    if (flags.repack == "auto" && known == nullptr && may_stream(options, out.model)) {
       FTH_ASSIGN_OR_RETURN(out.model, streamed_copy(*model, options, flags, common, depth));
     }
   }
