@@ -124,7 +124,8 @@ Result<> Context::make_queue() {
   const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, reinterpret_cast<cl_context_properties>(platform_), 0};
   context_ = ContextHandle(clCreateContext(properties, 1, &device_, nullptr, nullptr, &error));
   FTH_RETURN_IF_ERROR(check(error, text(label_, ": clCreateContext")));
-  queue_ = QueueHandle(clCreateCommandQueue(context_.get(), device_, CL_QUEUE_PROFILING_ENABLE, &error));  // in order; the newer call needs OpenCL 2.0
+  queue_ = QueueHandle(
+      clCreateCommandQueue(context_.get(), device_, CL_QUEUE_PROFILING_ENABLE, &error));  // in order; the newer call needs OpenCL 2.0
   return check(error, text(label_, ": clCreateCommandQueue"));
 }
 

@@ -92,9 +92,11 @@ Result<> Executable::enqueue(uint32_t tokens) {
     const Launch& l = plan_.launches[i];
     const size_t local[] = {l.local, 1}, global[] = {(l.items + l.local - 1) / l.local * l.local, (tokens + l.columns - 1) / l.columns};
     const bool last = i + 1 == kernels_.size();
-    FTH_RETURN_IF_ERROR(
-        check_run(clEnqueueNDRangeKernel(queue, kernels_[i].get(), 2, nullptr, global, local, 0, nullptr, last ? &done : i == 0 ? &first : nullptr),
-                  text(context_.label(), ": clEnqueueNDRangeKernel ", l.kernel.name)));
+    FTH_RETURN_IF_ERROR(check_run(clEnqueueNDRangeKernel(queue, kernels_[i].get(), 2, nullptr, global, local, 0, nullptr,
+                                                         last     ? &done
+                                                         : i == 0 ? &first
+                                                                  : nullptr),
+                                  text(context_.label(), ": clEnqueueNDRangeKernel ", l.kernel.name)));
   }
   first_ = EventHandle(first);
   done_ = EventHandle(done);

@@ -324,7 +324,8 @@ Result<> Context::wait(uint64_t value) {
 Result<VkQueryPool> Context::make_timer() {
   VkQueryPool timer = VK_NULL_HANDLE;
   if (timestamp_bits_ == 0) return timer;
-  const VkQueryPoolCreateInfo info{.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = 2};
+  const VkQueryPoolCreateInfo info{
+      .sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = 2};
   FTH_RETURN_IF_ERROR(check(api_.CreateQueryPool(device_, &info, nullptr, &timer), "vkCreateQueryPool"));
   return timer;
 }
@@ -341,7 +342,8 @@ void Context::stop(VkCommandBuffer commands, VkQueryPool timer) const {
 
 double Context::seconds(VkQueryPool timer) const {
   std::array<uint64_t, 2> ticks{};
-  if (!timer || api_.GetQueryPoolResults(device_, timer, 0, 2, sizeof ticks, ticks.data(), sizeof ticks[0], VK_QUERY_RESULT_64_BIT) != VK_SUCCESS)
+  if (!timer ||
+      api_.GetQueryPoolResults(device_, timer, 0, 2, sizeof ticks, ticks.data(), sizeof ticks[0], VK_QUERY_RESULT_64_BIT) != VK_SUCCESS)
     return -1;
   // The counter has that many bits, and wraps.
   const uint64_t mask = timestamp_bits_ >= 64 ? UINT64_MAX : (uint64_t{1} << timestamp_bits_) - 1;

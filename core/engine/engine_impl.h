@@ -128,8 +128,8 @@ struct Engine::Impl {
   std::vector<ReadFile> files;                         // of the model
   GuessTrial guess_trial;
   ScreenedHead screen;
-  std::vector<HostBlock> reordered;  // [layer]: down matrices, neuron-major; then what is interleaved
-  std::vector<Weight> as_in_file;    // [layer]: the down matrices before
+  std::vector<HostBlock> reordered;                 // [layer]: down matrices, neuron-major; then what is interleaved
+  std::vector<Weight> as_in_file;                   // [layer]: the down matrices before
   std::vector<std::pair<Weight*, Weight>> as_rows;  // of a resident model: what is interleaved, and how it lay before
   std::string repack_note;
   Weight embedding;  // embedding_rows as the embed segment's table; empty: the whole table is at hand

@@ -50,8 +50,8 @@ void describe(BenchFlags& f, po::options_description& options) {
       ("placements", po::bool_switch(&f.placements),
        "run the CPU alone, each device alone, mixtures and the chosen plan, in turn (--pp 128 --tg 32 unless given)")  //
       ("verdict-counts", po::bool_switch(&f.must_hold),
-       "with --placements: exit code 1 unless the chosen placement is the fastest, or as fast within the noise")       //
-      ("software-devices", po::bool_switch(&f.software), "with --placements: software devices, too")                   //
+       "with --placements: exit code 1 unless the chosen placement is the fastest, or as fast within the noise")  //
+      ("software-devices", po::bool_switch(&f.software), "with --placements: software devices, too")              //
       ("compare-heads", po::value(&f.compared)->value_name("N"),
        "with --lm-head screened: compare it with the exact one over N tokens (default: those decoded)")  //
       ("md", po::bool_switch(&f.markdown), "print a Markdown table")                                     //

@@ -108,7 +108,9 @@ std::string roofline_legend(const Peaks& peaks) {
   out += " (" + peaks.int8_how + ")";
   if (peaks.bytes_per_second > 0 && peaks.int8_ops_per_second > 0)
     out += text("; below %.0f FLOP/byte memory is the lower one", peaks.int8_ops_per_second / peaks.bytes_per_second);
-  return out + "\nbytes are weights and KV cache, in decode without dead neurons; operations are counted as if every neuron lived, so what skips dead ones may pass that roof";
+  return out +
+         "\nbytes are weights and KV cache, in decode without dead neurons; operations are counted as if every neuron lived, so what skips "
+         "dead ones may pass that roof";
 }
 
 boost::json::object roofline_json(std::span<const RooflineRow> rows, const Peaks& peaks) {

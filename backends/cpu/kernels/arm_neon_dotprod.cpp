@@ -90,11 +90,11 @@ inline void store_neuron_codes(Q8_0, const NeuronGroup& group, int64_t r0, uint8
     }
 }
 
+#include "backends/cpu/kernels/arm_interleaved.inc"
 #include "backends/cpu/kernels/float.inc"
 #include "backends/cpu/kernels/float_attention.inc"
 #include "backends/cpu/kernels/plane.inc"
 #include "backends/cpu/kernels/quant.inc"
-#include "backends/cpu/kernels/arm_interleaved.inc"
 
 template <class Q>
 inline void store_interleaved(Q q, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float* offset, int16_t*) {

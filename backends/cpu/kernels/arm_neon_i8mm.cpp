@@ -142,11 +142,11 @@ inline void store_neuron_codes(Q8_0, const NeuronGroup& group, int64_t r0, uint8
     }
 }
 
+#include "backends/cpu/kernels/arm_interleaved.inc"
 #include "backends/cpu/kernels/float.inc"
 #include "backends/cpu/kernels/float_attention.inc"
 #include "backends/cpu/kernels/plane.inc"
 #include "backends/cpu/kernels/quant.inc"
-#include "backends/cpu/kernels/arm_interleaved.inc"
 
 // Rows lane .. lane + 7: of two vectors with four codes each of four rows, the first two rows and the last two with eight codes each.
 inline void store_rows(int8_t* out, int quad, int8x16_t first, int8x16_t second) {
@@ -184,7 +184,8 @@ inline void store_interleaved(Q6_K, const uint8_t* panel, int64_t b, int64_t lan
     const uint8x16_t pairs[2] = {vld1q_u8(high), vld1q_u8(high + 64)};
     for (int j = 0; j < 2; ++j) {
       const uint8x16_t x = vld1q_u8(low + 128 * j), y = vld1q_u8(low + 128 * j + 64);
-      store_rows(out + 64 * j, quad, interleaved_codes(low_nibbles(x), pairs[0], 2 * j), interleaved_codes(low_nibbles(y), pairs[0], 2 * j + 1));
+      store_rows(out + 64 * j, quad, interleaved_codes(low_nibbles(x), pairs[0], 2 * j),
+                 interleaved_codes(low_nibbles(y), pairs[0], 2 * j + 1));
       store_rows(out + 128 + 64 * j, quad, interleaved_codes(high_nibbles(x), pairs[1], 2 * j),
                  interleaved_codes(high_nibbles(y), pairs[1], 2 * j + 1));
     }
