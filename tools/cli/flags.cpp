@@ -56,10 +56,9 @@ void add_engine(EngineFlags& flags, po::options_description& options) {
             "more than a second), on (also without a word) or off (default: ") +
         flags.start_on_cpu + ")")
            .c_str())  //
-      (
-          "overlap", value(&flags.overlap, "WHEN"),
-          "on: a device's attention of one part of a prompt runs beside the CPU's experts of another; off: in turn, to compare (default: "
-          "on)")                                                                                                            //
+      ("overlap", value(&flags.overlap, "WHEN"),
+       "on: a device's attention of one part of a prompt runs beside the CPU's experts of another; off: in turn, to compare (default: "
+       "on)")                                                                                                               //
       ("place", value(&flags.places, "RULE"), "pin segments, such as 'layer.*.attention=vulkan:0' (may be repeated)")       //
       ("override", value(&flags.overrides, "KEY=VALUE"), "replace a value of the model file, such as context_length=8192")  //
       ("lm-head", value(&flags.lm_head, "HOW"),
