@@ -63,6 +63,15 @@ Segment Engine::Impl::build(SegmentKind kind, int64_t layer, int64_t bucket, Var
   return {};
 }
 
+Segment Engine::Impl::build_planned(SegmentKind kind, int64_t layer, int64_t bucket) const {
+  Segment segment = build(kind, layer, bucket, Variant::plain);
+  for (fth_op& op : segment.ops) {
+    if (op.kind == FTH_OP_MATMUL) op.attr[1] = 0;
+    if (op.kind == FTH_OP_EXPERTS) op.attr[3] = 0;
+  }
+  return segment;
+}
+
 std::byte* Engine::Impl::place(const Weight& w) const {
   const auto copy = dense_place.find(w.data);
   // The mapping is read-only; devices get it for WEIGHT and SLOTS bindings, which they only read.
@@ -240,7 +249,7 @@ const Engine::Impl::Estimates& Engine::Impl::estimates_of(SegmentKind kind, int6
   const auto [found, fresh] = estimates.try_emplace({kind, layer, bucket, cells, attention ? shapes.page_cells : 0});
   Estimates& of = found->second;
   if (!fresh) return of;
-  const Segment segment = build(kind, layer, bucket, Variant::plain);
+  const Segment segment = build_planned(kind, layer, bucket);
   of.name = segment.name;
   of.weight_bytes = segment.weight_bytes();
   for (size_t d = 0; d < registry->devices().size(); ++d) of.by_device.push_back(device(d).estimate(segment.view()));

@@ -140,6 +140,8 @@ struct Engine::Impl {
   }
   Device& device(size_t d) { return registry->devices()[d].device; }
   Segment build(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const;
+  // As plans know it, which are made before weights are interleaved: the same work, whatever the order of rows.
+  Segment build_planned(SegmentKind kind, int64_t layer, int64_t bucket) const;
   Result<std::unique_ptr<Compiled>> compile(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t device);
   std::unique_ptr<Compiled> describe(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t device) const;
   // Why the CPU stands in for the device until its segments are compiled; then a cache needs a buffer of both. Empty: it does not.  [start_on_cpu.cpp]

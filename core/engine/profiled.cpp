@@ -37,7 +37,7 @@ void Engine::each_profiled(const Recorder& recorder,
   for (size_t d = 0; d < recorder.devices().size(); ++d)
     for (const Event& e : recorder.device(d).events()) take(e);
   for (auto& [key, cell] : cells) {
-    const Segment segment = impl_->build(cell.kind, cell.layer, cell.bucket, Variant::plain);
+    const Segment segment = impl_->build_planned(cell.kind, cell.layer, cell.bucket);
     tell(key.first, segment.view(), spread(std::move(cell.seconds)).p50);
   }
 }

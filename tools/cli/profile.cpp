@@ -217,6 +217,7 @@ class Profiler {
                          }));
     if (what != kAgain) {  // the planner's costs from now on
       opened.engine->each_profiled(*c.recorder, [&](size_t device, const fth_segment& segment, double median_s) {
+        if (device == 0 && !first) return;  // the CPU's own column says what it takes; beside a device it shares memory and threads
         opened.runs->take_profiled(opened.engine->registry(), device, segment, median_s);
       });
       opened.runs->save();
