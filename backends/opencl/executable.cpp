@@ -97,8 +97,8 @@ Result<> Executable::enqueue(uint32_t tokens) {
                                                          : i == 0 ? &first
                                                                   : nullptr),
                                   text(context_.label(), ": clEnqueueNDRangeKernel ", l.kernel.name)));
+    if (i == 0) first_ = EventHandle(first);  // held from here on: a later launch may fail. Null where it is the last one too
   }
-  first_ = EventHandle(first);
   done_ = EventHandle(done);
   return check_run(clFlush(queue), text(context_.label(), ": clFlush"));
 }
