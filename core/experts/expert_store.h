@@ -71,7 +71,7 @@ struct ExpertStats {
   uint64_t guesses = 0;        // experts whose read began as a guess
   uint64_t wrong_guesses = 0;  // of those, not named by the layer's next request, or cancelled before they were read
   uint64_t bytes_read = 0;     // that arrived, blocks around the extents and retries included
-  uint64_t retries = 0;        // reads repeated after EINTR, EAGAIN, EIO, a short count or a checksum
+  uint64_t retries = 0;        // reads repeated after EINTR, EAGAIN, ECANCELED, EIO, a short count or a checksum
   double stall_s = 0;          // spent waiting for storage, in Lease::next() and in request()
   double io_s =
       0;  // during which at least one read was in flight; io_uring's completions are seen at the next call, so this is an upper bound there

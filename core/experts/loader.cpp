@@ -13,7 +13,7 @@
 namespace fth {
 namespace {
 
-constexpr uint32_t kRepeats = 100;  // after EINTR, EAGAIN and short counts: none is a fault, but a read that never gets on is
+constexpr uint32_t kRepeats = 100;  // after EINTR, EAGAIN, ECANCELED and short counts: none is a fault, but a read that never gets on is
 constexpr uint32_t kFailures = 3;   // tries in all after EIO and the like: flash recovers from some
 
 double seconds(std::chrono::steady_clock::duration d) { return std::chrono::duration<double>(d).count(); }
@@ -207,7 +207,8 @@ std::optional<Error> Loader::judge(Piece* p, int64_t count) {
     return std::nullopt;
   }
   if (count == 0) return lost(Code::data_loss, "the file ends");
-  if (count == -EINTR || count == -EAGAIN) {
+  // io_uring gives a read up (ECANCELED) when it can start no worker for it just now.
+  if (count == -EINTR || count == -EAGAIN || count == -ECANCELED) {
     if (++p->repeats > kRepeats)
       return lost(Code::unavailable, std::string(std::strerror(static_cast<int>(-count))) + ", " + std::to_string(kRepeats) + " times");
     return std::nullopt;

@@ -126,7 +126,7 @@ TEST(Faults, EioThatStaysNamesThePlaceAndSparesTheRest) {
 
 TEST(Faults, AReadThatNeverGetsOnEnds) {
   const ExpertFiles files(Shape{});
-  for (const int64_t fault : {int64_t{-EINTR}, int64_t{-EAGAIN}, int64_t{100}}) {
+  for (const int64_t fault : {int64_t{-EINTR}, int64_t{-EAGAIN}, int64_t{-ECANCELED}, int64_t{100}}) {
     Faults faults;
     faults.plan = [fault](const BlockReader::Read&) { return fault; };
     const auto store = open_store(files, 6, faults);
