@@ -65,7 +65,7 @@ void Engine::Impl::measure_choices() {
       if (bucket > 1 && kind == SegmentKind::head) break;
       const std::string& shape = estimates_of(kind, layer, bucket).shape;
       Wanted& to = choose && placed_freely ? choices : others;
-      if (to.count(shape) == 0) to.emplace(shape, build(kind, layer, bucket, Variant::plain));
+      if (to.count(shape) == 0) to.emplace(shape, build_planned(kind, layer, bucket));
     }
   };
   want(SegmentKind::embed, -1);

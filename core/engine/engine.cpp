@@ -89,7 +89,10 @@ Result<const Buffer*> Engine::Impl::weight(size_t device_index, const Weight& w)
   } else {
     FTH_ASSIGN_OR_RETURN(buffer, d.alloc(w.span_bytes()));
     FTH_RETURN_IF_ERROR(buffer.write(0, data, w.span_bytes()));
-    if (data == w.data) release_mapped(data, w.span_bytes());  // of the file: the plan counts the device's copy alone
+    // Of the file: the plan counts the device's copy alone. What was put into another order is in memory of ours, which would come back as zeros.
+    const bool ours = std::any_of(reordered.begin(), reordered.end(),
+                                  [data](const HostBlock& b) { return data >= b.data() && data < b.data() + b.bytes(); });
+    if (data == w.data && !ours) release_mapped(data, w.span_bytes());
   }
   return &weights.emplace(key, std::move(buffer)).first->second;
 }
