@@ -56,12 +56,12 @@ def run(command):
 def peer(args, file, tokens, pp, tg, ctx, setting, more=()):
     """One repetition of llama.cpp with a setting (flash, ubatch): what llama_worker.py prints."""
     return json.loads(run([PEER_PYTHON, "-B", FOLDER / "llama_worker.py", "--file", file, "--tokens", tokens, "--pp", pp, "--tg", tg, "--ctx", ctx,
-                           "--threads", args.threads, "--flash", setting[0], "--ubatch", setting[1], *more]))
+                           "--threads", args.threads, "--flash", setting[0], "--ubatch", setting[1], "--warmup", args.warmup, *more]))
 
 
 def ours(args, fth, file, tokens, pp, tg, ctx, threads=None):
     """One repetition of Forethought: the object that `bench --json` prints."""
-    return json.loads(run([fth, "bench", "-m", file, "--tokens", tokens, "--pp", pp, "--tg", tg, "-c", ctx, "-r", 1, "--warmup", 1, "-t", threads or args.threads,
+    return json.loads(run([fth, "bench", "-m", file, "--tokens", tokens, "--pp", pp, "--tg", tg, "-c", ctx, "-r", 1, "--warmup", args.warmup, "-t", threads or args.threads,
                            "--json", "-q", *args.ours]))
 
 
@@ -112,9 +112,9 @@ def compare(args, fth, file, scratch):
     _, info = same_answer(args, fth, file, ids, min(pp, 64), ctx, scratch, f"{file.name}, {min(pp, 64)} ids")
 
     # The peer's own best: two short repetitions of each setting, then the best for each measure.
-    settings = [(flash, ubatch) for flash in ("on", "off") for ubatch in sorted({512, max(512, min(2048, pp))})]
+    settings = args.setting or [(flash, ubatch) for flash in ("on", "off") for ubatch in sorted({512, max(512, min(2048, pp))})]
     tries = {s: [] for s in settings}
-    for s in settings * 2:
+    for s in settings * (2 if len(settings) > 1 else 1):
         tries[s].append(peer(args, file, tokens, pp, min(tg, 32), ctx, s))
     tried_pp = {s: min(t["pp_s"] for t in tries[s]) for s in settings}
     tried_tg = {s: min(median(t["tg_s"]) for t in tries[s]) if tg else 0 for s in settings}
@@ -164,6 +164,13 @@ def compare(args, fth, file, scratch):
     return rows, info
 
 
+def peer_setting(text):
+    found = re.fullmatch(r"(on|off),(\d+)", text)
+    if not found or not 1 <= int(found[2]) <= 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text!r}: wants flash attention and ubatch, such as on,512")
+    return found[1], int(found[2])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=pathlib.Path, action="append", help="a GGUF file, unpacked (repeatable; default: the bundled model)")
@@ -172,14 +179,16 @@ def main():
     parser.add_argument("--pp", type=int, default=512)
     parser.add_argument("--tg", type=int, default=128)
     parser.add_argument("--steal", type=int, default=0, metavar="N", help="cores that other processes hold while either program runs (default: 0)")
+    parser.add_argument("--warmup", type=int, default=1, metavar="N", help="uncounted passes of each process (default: 1; 0 for prompts of many minutes)")
+    parser.add_argument("--setting", type=peer_setting, action="append", metavar="FLASH,UBATCH", help="of the peer, such as on,512, instead of trying all (repeatable)")
     parser.add_argument("--tokens", type=pathlib.Path, help="token ids: every run of digits (default: random ids, the same every time)")
     parser.add_argument("--program", help="default: $FTH_PROGRAM, else build/release/forethought")
     parser.add_argument("--ours", nargs="*", default=[], help="further options of ours, such as --ours=--cpu-isa=avx2")
     parser.add_argument("--csv", type=pathlib.Path, help="append the rows here (default: bench/results/<date>-<cpu>-peers.csv)")
     parser.add_argument("--no-csv", action="store_true")
     args = parser.parse_args()
-    if args.reps < 1 or args.pp < 1 or args.tg < 0 or args.threads < 1:
-        parser.error("--reps, --pp and --threads want 1 or more, --tg 0 or more")
+    if args.reps < 1 or args.pp < 1 or args.tg < 0 or args.threads < 1 or args.warmup < 0:
+        parser.error("--reps, --pp and --threads want 1 or more, --tg and --warmup 0 or more")
     if not 0 <= args.steal <= len(os.sched_getaffinity(0)):
         parser.error(f"--steal wants 0 to {len(os.sched_getaffinity(0))} here")
     fth = program(args.program)
