@@ -107,7 +107,7 @@ struct KernelTable {
   void (*quantize_q8)(int64_t k, const float* x, void* row);
   void (*matmul[kWeightTypes])(const MatmulArgs&);
   void (*matmul_by_neuron[kWeightTypes])(const NeuronMatmulArgs&);  // null where the type has no such order
-  // matmul of an interleaved matrix (core/model/interleaved.h; q4_0, q4_1 and q6_k), from a panel's first row on: n_rows % 16 == 0, `rows` is null. The bits are those of
+  // matmul of an interleaved matrix (core/model/interleaved.h; q8_0, q4_0, q4_1 and q6_k), from a panel's first row on: n_rows % 16 == 0, `rows` is null. The bits are those of
   // the row-major product of the same table. Null where the type has no such order.
   void (*matmul_interleaved[kWeightTypes])(const MatmulArgs&);
   void (*dequantize[kWeightTypes])(int64_t k, const void* row, float* y);
