@@ -291,6 +291,7 @@ void f32_to_f16(int64_t n, const float* x, uint16_t* y) {
 const KernelTable kGeneric = {
     "generic",
     quantize_q8,
+    quantize_fine,
     {matmul_float<F32>, matmul_float<F16>, matmul_float<BF16>, matmul_quant<Q8_0>, matmul_quant<Q4_0>, matmul_quant<Q4_1>,
      matmul_quant<Q6_K>, matmul_quant<Q4_K>},
     {nullptr, nullptr, nullptr, matmul_by_neuron<Q8_0>, matmul_by_neuron<Q4_0>, nullptr, nullptr, nullptr},
