@@ -158,6 +158,9 @@ Result<CpuBackend::Event*> CpuBackend::Executable::submit(std::span<const fth_bi
     for (size_t v = 0; v < values_.size(); ++v)
       if (plan_.values[v].role == FTH_ROLE_TEMP) values_[v] = workspace + plan_.values[v].offset;
   }
+  if (run.n_tokens == 1)
+    for (const Step& step : plan_.steps)
+      if (const auto* attention = std::get_if<AttentionStep>(&step)) prefetch_cells(*attention, run);
   for (size_t at = 0; at < plan_.steps.size();)
     if (Result<> r = run_steps(plan_.steps, &at, run); !r) return tl::unexpected<Error>(std::move(r).error().context(plan_.name));
   return &event_;

@@ -78,7 +78,7 @@ Result<bool> Planner::interleaved(uint32_t i, std::string_view what, ValueId v) 
   if (order == 0) return false;
   const int64_t rows = tensor(v).dims[tensor(v).rank - 2];
   if (!kernels.matmul_interleaved[static_cast<size_t>(dtype(v))])
-    return unsupported(text(describe(what, v), ": interleaved rows, which q4_0, q4_1 and q6_k have"));
+    return unsupported(text(describe(what, v), ": interleaved rows, which q8_0, q4_0, q4_1 and q6_k have"));
   if (rows % 16 != 0) return invalid(text(describe(what, v), ": ", rows, " interleaved rows, need a multiple of 16"));
   return true;
 }

@@ -25,7 +25,7 @@ void store(std::byte* p, T v) {
 }
 void copy(std::byte* dst, const std::byte* src, size_t n) { std::memcpy(dst, src, n); }
 
-// Row r of a block's nibbles[4][16][4]: word i.
+// Row r of a block's nibbles[4][16][4], or codes[8][16][4]: word i.
 int64_t word(int64_t i, int64_t r) { return (i * kRows + r) * 4; }
 
 template <int64_t kHead>  // bytes before the nibbles: a scale, and a minimum
@@ -38,6 +38,18 @@ struct Q4 {
   static void from(std::byte* block, const std::byte* panel, int64_t r) {
     for (int64_t i = 0; i < kHead; i += 2) copy(block + i, panel + i * kRows + r * 2, 2);
     for (int64_t i = 0; i < 4; ++i) copy(block + kHead + 4 * i, panel + kNibblesAt + word(i, r), 4);
+  }
+};
+
+struct Q8 {
+  static constexpr int64_t kColumns = 32, kBytes = 34, kCodesAt = kRows * 2;
+  static void to(const std::byte* block, std::byte* panel, int64_t r) {
+    copy(panel + r * 2, block, 2);
+    for (int64_t i = 0; i < 8; ++i) copy(panel + kCodesAt + word(i, r), block + 2 + 4 * i, 4);
+  }
+  static void from(std::byte* block, const std::byte* panel, int64_t r) {
+    copy(block, panel + r * 2, 2);
+    for (int64_t i = 0; i < 8; ++i) copy(block + 2 + 4 * i, panel + kCodesAt + word(i, r), 4);
   }
 };
 
@@ -106,8 +118,8 @@ void for_blocks(int64_t rows, int64_t cols, From* rows_at, To* panels, const Mov
 }  // namespace
 
 Result<> check_interleaved(DType type, int64_t rows, int64_t cols) {
-  if (type != DType::q4_0 && type != DType::q4_1 && type != DType::q6_k)
-    return fail(Code::unimplemented, "interleaved rows: " + std::string(name(type)) + " has no such order, q4_0, q4_1 and q6_k have");
+  if (type != DType::q4_0 && type != DType::q4_1 && type != DType::q8_0 && type != DType::q6_k)
+    return fail(Code::unimplemented, "interleaved rows: " + std::string(name(type)) + " has no such order, q4_0, q4_1, q8_0 and q6_k have");
   const int64_t block = traits(type).block;
   if (rows < kRows || rows % kRows != 0 || cols < block || cols % block != 0)
     return fail(Code::invalid_argument, "interleaved rows: a matrix of " + std::to_string(rows) + " rows by " + std::to_string(cols) +
@@ -121,6 +133,8 @@ Result<> to_interleaved(DType type, int64_t rows, int64_t cols, const std::byte*
     for_blocks<Q4<2>>(rows, cols, src, dst, Q4<2>::to);
   else if (type == DType::q4_1)
     for_blocks<Q4<4>>(rows, cols, src, dst, Q4<4>::to);
+  else if (type == DType::q8_0)
+    for_blocks<Q8>(rows, cols, src, dst, Q8::to);
   else
     for_blocks<Q6>(rows, cols, src, dst, Q6::to);
   return {};
@@ -132,6 +146,8 @@ Result<> from_interleaved(DType type, int64_t rows, int64_t cols, const std::byt
     for_blocks<Q4<2>>(rows, cols, dst, src, Q4<2>::from);
   else if (type == DType::q4_1)
     for_blocks<Q4<4>>(rows, cols, dst, src, Q4<4>::from);
+  else if (type == DType::q8_0)
+    for_blocks<Q8>(rows, cols, dst, src, Q8::from);
   else
     for_blocks<Q6>(rows, cols, dst, src, Q6::from);
   return {};

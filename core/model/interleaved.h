@@ -11,6 +11,9 @@
 //     f16 scale[16]
 //     f16 minimum[16]
 //     nibbles[4][16][4]     as q4_0's
+//   q8_0, blocks of 32
+//     f16 scale[16]
+//     int8 codes[8][16][4]  (i, r, j): code 4i + j
 //   q6_k, blocks of 256 in 8 groups of 32
 //     f16 d[16]
 //     int8 scale[16][16]    (s, r): of codes 16s .. 16s + 15
@@ -27,7 +30,7 @@ namespace fth {
 
 inline constexpr int64_t kInterleavedRows = 16;
 
-// Whether a matrix has this order: a q4_0, q4_1 or q6_k one of a positive multiple of 16 rows and of 32 or 256 columns. unimplemented for other types, invalid_argument
+// Whether a matrix has this order: a q4_0, q4_1, q8_0 or q6_k one of a positive multiple of 16 rows and of 32 or 256 columns. unimplemented for other types, invalid_argument
 // for other sizes.
 Result<> check_interleaved(DType type, int64_t rows, int64_t cols);
 

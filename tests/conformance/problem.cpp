@@ -78,9 +78,9 @@ void move_neurons(Tensor& t, bool to_neuron_major) {
 void move_rows(Tensor& t, bool to_interleaved) {
   const DType type = static_cast<DType>(t.desc.dtype);
   const int64_t k = t.desc.dims[t.desc.rank - 1], n = t.desc.dims[t.desc.rank - 2];
-  const bool q6 = type == DType::q6_k;
-  if ((!q6 && type != DType::q4_0 && type != DType::q4_1) || n % 16 != 0)
-    throw std::invalid_argument("interleaved: q4_0, q4_1 or q6_k, rows a multiple of 16");
+  const bool q6 = type == DType::q6_k, q8 = type == DType::q8_0;
+  if ((!q6 && !q8 && type != DType::q4_0 && type != DType::q4_1) || n % 16 != 0)
+    throw std::invalid_argument("interleaved: q8_0, q4_0, q4_1 or q6_k, rows a multiple of 16");
   const std::vector<std::byte> src = t.data;
   std::fill(t.data.begin(), t.data.end(), std::byte{0});
   const int64_t bytes = kDTypes[t.desc.dtype].block_bytes, blocks = k / kDTypes[t.desc.dtype].block,
@@ -94,8 +94,9 @@ void move_rows(Tensor& t, bool to_interleaved) {
     };
     for (int64_t i = 0; i < 2; ++i) move((q6 ? 208 : 0) + i, 0, 2 * lane + i, 0, 255);
     const int64_t head = bytes - 16;  // of q4_0 and q4_1: bytes before the codes
-    for (int64_t i = 2; i < head && !q6; ++i) move(i, 0, 32 + 2 * lane + i - 2, 0, 255);
-    for (int64_t j = 0; j < 16 && !q6; ++j) move(head + j, 0, 16 * head + j / 4 * 64 + lane * 4 + j % 4, 0, 255);
+    for (int64_t j = 0; j < 32 && q8; ++j) move(2 + j, 0, 32 + j / 4 * 64 + lane * 4 + j % 4, 0, 255);
+    for (int64_t i = 2; i < head && !q6 && !q8; ++i) move(i, 0, 32 + 2 * lane + i - 2, 0, 255);
+    for (int64_t j = 0; j < 16 && !q6 && !q8; ++j) move(head + j, 0, 16 * head + j / 4 * 64 + lane * 4 + j % 4, 0, 255);
     for (int64_t s = 0; s < 16 && q6; ++s) move(192 + s, 0, 32 + s * 16 + lane, 0, 255);
     for (int64_t c = 0; c < 256 && q6; ++c) {
       const int64_t h = c / 128, g = c % 128 / 32, l = c % 32, half = l / 16, i = l % 16 / 4, at = lane * 4 + l % 4;

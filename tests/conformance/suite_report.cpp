@@ -86,6 +86,7 @@ int run_support(const Backend& backend, const SuiteOptions& options) {
   };
   constexpr std::pair<const char*, const char*> kOthers[] = {
       {"matmul interleaved, q4_0", "matmul k=256 n=32 w=q4_0 interleaved=1"},
+      {"matmul interleaved, q8_0", "matmul k=256 n=32 w=q8_0 interleaved=1"},
       {"matmul interleaved, q6_k", "matmul k=256 n=32 w=q6_k interleaved=1"},
       {"experts gate interleaved, q4_0", "experts e=256 f=256 w=q4_0 wd=f32 interleaved=1"},
       {"experts down neuron-major, q4_0", "experts e=256 f=256 w=q4_0 by_neuron=2"},

@@ -29,6 +29,7 @@ Element row_major_at(DType type, int64_t cols, const std::vector<std::byte>& m, 
       m.data() + static_cast<uint64_t>(r) * row_bytes(type, cols) + static_cast<uint64_t>(c) / t.block * t.block_bytes;
   if (type == DType::q4_1) return make(p, byte(p, 2) | byte(p, 3) << 8, c % 32 < 16 ? byte(p, 4 + c % 32) & 15 : byte(p, 4 + c % 16) >> 4);
   if (type == DType::q4_0) return make(p, 0, c % 32 < 16 ? byte(p, 2 + c % 32) & 15 : byte(p, 2 + c % 16) >> 4);
+  if (type == DType::q8_0) return make(p, 0, byte(p, 2 + c % 32));
   const int64_t h = c % 256 / 128, g = c % 128 / 32, l = c % 32;
   const int low = byte(p, 64 * h + 32 * (g % 2) + l), high = byte(p, 128 + 32 * h + l) >> (2 * g) & 3;
   return make(p + 208, byte(p, 192 + c % 256 / 16), (g < 2 ? low & 15 : low >> 4) | high << 4);
@@ -41,6 +42,7 @@ Element interleaved_at(DType type, int64_t cols, const std::vector<std::byte>& m
   const auto nibble = [&](int64_t at) { return byte(p, at + in_word) >> (4 * half) & 15; };
   if (type == DType::q4_1) return make(p + 2 * lane, byte(p, 32 + 2 * lane) | byte(p, 33 + 2 * lane) << 8, nibble(64));
   if (type == DType::q4_0) return make(p + 2 * lane, 0, nibble(32));
+  if (type == DType::q8_0) return make(p + 2 * lane, 0, byte(p, 32 + c % 32 / 4 * 64 + lane * 4 + c % 4));
   const int high = byte(p, 2336 + g * 128 + half * 64 + lane * 4 + c % 4) >> (2 * i) & 3;
   return make(p + 2 * lane, byte(p, 32 + c % 256 / 16 * 16 + lane), nibble(288 + g * 256) | high << 4);
 }
@@ -52,6 +54,9 @@ TEST(Interleaved, HoldsEveryScaleAndCodeAndComesBack) {
                                          {DType::q4_0, 768, 1536},
                                          {DType::q4_1, 16, 96},
                                          {DType::q4_1, 192, 576},
+                                         {DType::q8_0, 16, 32},
+                                         {DType::q8_0, 48, 96},
+                                         {DType::q8_0, 192, 576},
                                          {DType::q6_k, 16, 256},
                                          {DType::q6_k, 48, 768},
                                          {DType::q6_k, 96, 1536}}) {
@@ -87,7 +92,7 @@ TEST(Interleaved, RefusesWhatHasNoSuchOrder) {
     EXPECT_NE(to.error().message.find(std::to_string(rows) + " rows by " + std::to_string(cols)), std::string::npos);
   }
   EXPECT_EQ(check_interleaved(DType::q6_k, 16, 320).error().code, Code::invalid_argument);
-  for (const DType type : {DType::f32, DType::f16, DType::q8_0, DType::q4_k}) {
+  for (const DType type : {DType::f32, DType::f16, DType::q4_k}) {
     const Result<> r = to_interleaved(type, 16, 256, &none, &none);
     ASSERT_FALSE(r);
     EXPECT_EQ(r.error().code, Code::unimplemented);

@@ -109,6 +109,11 @@ inline void store_interleaved(Q q, const uint8_t* panel, int64_t b, int64_t lane
   }
 }
 
+inline void store_interleaved(Q8_0 q, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float*, int16_t*) {
+  f_store(scale, f_load_f16(interleaved_block(q, panel, b) + 2 * lane));
+  for (int i = 0; i < 8; ++i) vst1q_u8(codes + 16 * i, vld1q_u8(interleaved_codes(q, panel, b) + 64 * i + 4 * lane));
+}
+
 inline void store_interleaved(Q6_K, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float*,
                               int16_t* sub_scale) {
   f_store(scale, f_load_f16(interleaved_block(Q6_K{}, panel, b) + 2 * lane));

@@ -173,6 +173,16 @@ inline void store_interleaved(Q q, const uint8_t* panel, int64_t b, int64_t lane
   }
 }
 
+inline void store_interleaved(Q8_0 q, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float*, int16_t*) {
+  auto* const out = reinterpret_cast<int8_t*>(codes);
+  for (int quad = 0; quad < 2; ++quad) {
+    const int64_t row = lane + 4 * quad;
+    f_store(scale + 4 * quad, f_load_f16(interleaved_block(q, panel, b) + 2 * row));
+    const auto* const from = reinterpret_cast<const int8_t*>(interleaved_codes(q, panel, b)) + 4 * row;
+    for (int j = 0; j < 4; ++j) store_rows(out + 64 * j, quad, vld1q_s8(from + 128 * j), vld1q_s8(from + 128 * j + 64));
+  }
+}
+
 inline void store_interleaved(Q6_K, const uint8_t* panel, int64_t b, int64_t lane, uint8_t* codes, float* scale, float*,
                               int16_t* sub_scale) {
   auto* const out = reinterpret_cast<int8_t*>(codes);

@@ -172,6 +172,10 @@ void interleaved_codes(Q q, const uint8_t* panel, int64_t b, int64_t lane, int8_
     code[j + 16] = static_cast<int8_t>(byte >> 4);
   }
 }
+void interleaved_codes(Q8_0 q, const uint8_t* panel, int64_t b, int64_t lane, int8_t* code) {
+  const uint8_t* p = interleaved_codes(q, panel, b) + lane * 4;
+  for (int64_t j = 0; j < 32; ++j) code[j] = static_cast<int8_t>(p[j / 4 * 64 + j % 4]);
+}
 void interleaved_codes(Q6_K, const uint8_t* panel, int64_t b, int64_t lane, int8_t* code) {
   interleaved_codes<Q6_K>(Q6_K{}, panel, b, lane, code);
   const uint8_t* p = interleaved_pairs(panel, b) + lane * 4;
@@ -287,10 +291,12 @@ void f32_to_f16(int64_t n, const float* x, uint16_t* y) {
 const KernelTable kGeneric = {
     "generic",
     quantize_q8,
+    quantize_fine,
     {matmul_float<F32>, matmul_float<F16>, matmul_float<BF16>, matmul_quant<Q8_0>, matmul_quant<Q4_0>, matmul_quant<Q4_1>,
      matmul_quant<Q6_K>, matmul_quant<Q4_K>},
     {nullptr, nullptr, nullptr, matmul_by_neuron<Q8_0>, matmul_by_neuron<Q4_0>, nullptr, nullptr, nullptr},
-    {nullptr, nullptr, nullptr, nullptr, matmul_interleaved<Q4_0>, matmul_interleaved<Q4_1>, matmul_interleaved<Q6_K>, nullptr},
+    {nullptr, nullptr, nullptr, matmul_interleaved<Q8_0>, matmul_interleaved<Q4_0>, matmul_interleaved<Q4_1>, matmul_interleaved<Q6_K>,
+     nullptr},
     {dequantize_float<F32>, dequantize_float<F16>, dequantize_float<BF16>, dequantize<Q8_0>, dequantize<Q4_0>, dequantize<Q4_1>,
      dequantize<Q6_K>, dequantize<Q4_K>},
     {axpy_float<F32>, axpy_float<F16>, axpy_float<BF16>, axpy<Q8_0>, axpy<Q4_0>, axpy<Q4_1>, axpy<Q6_K>, axpy<Q4_K>},

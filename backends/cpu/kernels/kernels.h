@@ -33,7 +33,8 @@ struct MatmulArgs {
   float* dst;
   int64_t dst_stride;  // in floats
   int64_t k, n_rows, n_cols;
-  const int32_t* rows;  // null: 0 .. n_rows - 1
+  const int32_t* rows;         // null: 0 .. n_rows - 1
+  const void* next = nullptr;  // interleaved: what this thread will probably read after these weights, to be prefetched; null: nobody knows
 };
 
 // The same products over a neuron-major matrix of E outputs by k neurons (core/model/neuron_major.h; q8_0 and q4_0), for the outputs
@@ -105,9 +106,10 @@ struct KernelTable {
   const char* name;  // "avx2"
 
   void (*quantize_q8)(int64_t k, const float* x, void* row);
+  void (*quantize_fine)(int64_t k, const float* x, void* rows);  // two adjacent Q8 rows: of x, and of what the first one leaves of it
   void (*matmul[kWeightTypes])(const MatmulArgs&);
   void (*matmul_by_neuron[kWeightTypes])(const NeuronMatmulArgs&);  // null where the type has no such order
-  // matmul of an interleaved matrix (core/model/interleaved.h; q4_0, q4_1 and q6_k), from a panel's first row on: n_rows % 16 == 0, `rows` is null. The bits are those of
+  // matmul of an interleaved matrix (core/model/interleaved.h; q8_0, q4_0, q4_1 and q6_k), from a panel's first row on: n_rows % 16 == 0, `rows` is null. The bits are those of
   // the row-major product of the same table. Null where the type has no such order.
   void (*matmul_interleaved[kWeightTypes])(const MatmulArgs&);
   void (*dequantize[kWeightTypes])(int64_t k, const void* row, float* y);

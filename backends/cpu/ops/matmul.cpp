@@ -64,22 +64,7 @@ Result<> run_step(const QuantizeStep& s, const Run& run) {
   const uint64_t row = q8_row_bytes(s.width);
   for_tokens(run, s.width, [&](int64_t t) {
     const float* const values = x + t * s.width;
-    if (!s.fine) return run.kernels.quantize_q8(s.width, values, q8 + static_cast<uint64_t>(t) * row);
-    std::byte* const first = q8 + static_cast<uint64_t>(2 * t) * row;
-    run.kernels.quantize_q8(s.width, values, first);
-    // What is left goes through the stack in pieces.
-    constexpr int64_t kPiece = 256;
-    alignas(64) std::array<float, kPiece> left;
-    alignas(64) std::array<std::byte, q8_row_bytes(kPiece)> piece;
-    std::byte* const second = first + row;
-    const auto* const q = reinterpret_cast<const int8_t*>(first);
-    const auto* const d = reinterpret_cast<const float*>(first + s.width);
-    for (int64_t at = 0; at < s.width; at += kPiece) {
-      const int64_t n = std::min(kPiece, s.width - at);
-      for (int64_t i = 0; i < n; ++i) left[static_cast<size_t>(i)] = values[at + i] - d[(at + i) / 32] * static_cast<float>(q[at + i]);
-      run.kernels.quantize_q8(n, left.data(), piece.data());
-      place_q8(s.width, at, n, piece.data(), second);
-    }
+    (s.fine ? run.kernels.quantize_fine : run.kernels.quantize_q8)(s.width, values, q8 + static_cast<uint64_t>(s.fine ? 2 * t : t) * row);
   });
   return {};
 }
@@ -102,7 +87,7 @@ int64_t rows_per_item(const MatmulPart& part, int64_t all_rows, int64_t n_thread
 }
 
 // The columns of m are tokens with two Q8 rows each.
-void fine_product(void (*product)(const MatmulArgs&), const MatmulArgs& m) {
+void fine_product(const KernelTable& kernels, void (*product)(const MatmulArgs&), const MatmulArgs& m) {
   alignas(64) std::array<float, kFineSums> two;
   const int64_t step = fine_rows(m.n_cols);
   for (int64_t r0 = 0; r0 < m.n_rows; r0 += step) {
@@ -116,7 +101,7 @@ void fine_product(void (*product)(const MatmulArgs&), const MatmulArgs& m) {
     for (int64_t c = 0; c < m.n_cols; ++c) {
       const float* const pair = two.data() + 2 * c * step;
       float* const dst = m.dst + c * m.dst_stride + r0;
-      for (int64_t r = 0; r < part.n_rows; ++r) dst[r] = pair[r] + pair[step + r];
+      kernels.add(part.n_rows, pair, pair + step, dst);
     }
   }
 }
@@ -141,12 +126,13 @@ void MatmulWork::operator()(int64_t item) const {
   }
   const int64_t row0 = i * rows;
   rows = std::min(rows, part->rows - row0);
+  const std::byte* const weights = run_.at<const std::byte>(part->weight) + static_cast<uint64_t>(row0) * part->row_bytes;
   float* const y = run_.at<float>(part->y) + row0;
   const float* const bias = part->bias == kNoValue ? nullptr : run_.at<const float>(part->bias) + row0;
   const int64_t columns = part->fine ? kFineTokens : std::max<int64_t>(64, static_cast<int64_t>(320 * 1024 / part->act_bytes) / 64 * 64);
   for (int64_t c = 0; c < n; c += columns) {
     const int64_t n_cols = std::min(columns, n - c);
-    const MatmulArgs args{.weights = run_.at<const std::byte>(part->weight) + static_cast<uint64_t>(row0) * part->row_bytes,
+    const MatmulArgs args{.weights = weights,
                           .row_bytes = part->row_bytes,
                           .act = run_.at<const std::byte>(part->act) + static_cast<uint64_t>(part->fine ? 2 * c : c) * part->act_bytes,
                           .act_bytes = part->act_bytes,
@@ -155,9 +141,10 @@ void MatmulWork::operator()(int64_t item) const {
                           .k = s_.k,
                           .n_rows = rows,
                           .n_cols = n_cols,
-                          .rows = nullptr};
+                          .rows = nullptr,
+                          .next = weights + static_cast<uint64_t>(rows * run_.host.n_threads()) * part->row_bytes};
     const auto product = (part->interleaved ? run_.kernels.matmul_interleaved : run_.kernels.matmul)[static_cast<size_t>(part->type)];
-    part->fine ? fine_product(product, args) : product(args);
+    part->fine ? fine_product(run_.kernels, product, args) : product(args);
     if (!bias) continue;
     for (int64_t j = c; j < c + n_cols; ++j)
       for (int64_t r = 0; r < rows; ++r) y[j * part->rows + r] += bias[r];

@@ -9,7 +9,7 @@ namespace {
 
 constexpr float kSentinel = -12345.678f;
 
-constexpr DType kOrdered[] = {DType::q4_0, DType::q4_1, DType::q6_k};
+constexpr DType kOrdered[] = {DType::q8_0, DType::q4_0, DType::q4_1, DType::q6_k};
 
 // A matrix in both orders, the interleaved one made from its definition, code by code; it ends at a forbidden page.
 struct Matrices {
@@ -34,6 +34,11 @@ struct Matrices {
         const uint8_t* const from = row(r) + b * bytes;
         uint8_t* const to = panels.data() + r / 16 * 16 * static_cast<int64_t>(row_bytes(type, k)) + b * 16 * bytes;
         const int64_t lane = r % 16;
+        if (type == DType::q8_0) {
+          std::memcpy(to + 2 * lane, from, 2);
+          for (int64_t j = 0; j < 32; ++j) to[32 + j / 4 * 64 + lane * 4 + j % 4] = from[2 + j];
+          continue;
+        }
         if (type != DType::q6_k) {
           const int64_t head = bytes - 16;  // a scale, and q4_1's minimum
           for (int64_t i = 0; i < head; i += 2) std::memcpy(to + 16 * i + 2 * lane, from + i, 2);

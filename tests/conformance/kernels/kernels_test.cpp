@@ -319,6 +319,33 @@ TEST_P(Convert, DequantizeAndAxpyFollowTheDefinition) {
     }
 }
 
+TEST_P(Convert, QuantizeFineIsARowAndARowOfWhatItLeaves) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  Rng rng(22);
+  for (const int64_t k : {32, 96, 2560})
+    for (const float special : {0.0f, 1e-45f, 1.0f, 1e30f, kInf, std::numeric_limits<float>::quiet_NaN()}) {
+      std::vector<float> x = rng.normals(k);
+      x[5] = special;
+      Guarded got(2 * q8_row_bytes(k)), first(q8_row_bytes(k)), second(q8_row_bytes(k));
+      table().quantize_fine(k, x.data(), got.data());
+      EXPECT_TRUE(got.front_intact());
+      table().quantize_q8(k, x.data(), first.data());
+      for (int64_t i = 0; i < k; ++i)
+        x[static_cast<size_t>(i)] -=
+            read_as<float>(first.data() + k + i / 32 * 4) * static_cast<float>(static_cast<int8_t>(first.data()[i]));
+      table().quantize_q8(k, x.data(), second.data());
+      // Sums of blocks that are not finite are NaN of either sign: only the codes of those are compared.
+      for (int64_t at = 0; at < 2; ++at) {
+        const uint8_t *const row = got.data() + static_cast<uint64_t>(at) * first.size(), *const want = (at == 0 ? first : second).data();
+        EXPECT_EQ(std::memcmp(row, want, static_cast<size_t>(k)), 0) << "k=" << k << " special " << special;
+        for (int64_t i = 0; i < k / 16; ++i) {
+          const float g = read_as<float>(row + k + i * 4), w = read_as<float>(want + k + i * 4);
+          EXPECT_TRUE(std::isnan(w) ? std::isnan(g) : bits_of(w) == bits_of(g)) << "k=" << k << " special " << special;
+        }
+      }
+    }
+}
+
 TEST_P(Convert, QuantizeQ8IsNearestAndTheSameEverywhere) {
   Rng rng(21);
   for (const int64_t k : {32, 64, 96, 2560})
