@@ -114,19 +114,22 @@ Result<ScratchRun> ScratchRun::make(const Device& device, const fth_segment& seg
     out.bindings_.push_back(workspace.whole());
     out.bound_.push_back(std::move(workspace));
   }
+  // Copies hold the same values: they are there to be elsewhere in memory, and making values up takes longer than running on them.
   const size_t copies = weight_bytes == 0 ? 1 : std::clamp<size_t>((spread_bytes + weight_bytes - 1) / weight_bytes, 1, kMostCopies);
-  for (size_t c = 0; c < copies; ++c) {
-    std::vector<fth_binding> weights;
-    for (uint32_t i = 0; i < segment.n_tensors; ++i) {
-      if (segment.tensors[i].role != FTH_ROLE_WEIGHT) continue;
-      Random random(seed ^ (uint64_t{i} << 32) ^ c);
-      const std::vector<std::byte> values = made_up(segment.tensors[i], random);
+  std::vector<std::vector<fth_binding>> weights(copies);
+  for (uint32_t i = 0; i < segment.n_tensors; ++i) {
+    if (segment.tensors[i].role != FTH_ROLE_WEIGHT) continue;
+    Random random(seed ^ (uint64_t{i} << 32));
+    const std::vector<std::byte> values = made_up(segment.tensors[i], random);
+    for (std::vector<fth_binding>& of_copy : weights) {
       FTH_ASSIGN_OR_RETURN(Buffer buffer, device.alloc(values.size()));
       FTH_RETURN_IF_ERROR(buffer.write(0, values.data(), values.size()));
-      weights.push_back(buffer.whole());
+      of_copy.push_back(buffer.whole());
       out.buffers_.push_back(std::move(buffer));
     }
-    FTH_ASSIGN_OR_RETURN(Executable executable, device.compile(segment, weights));
+  }
+  for (const std::vector<fth_binding>& of_copy : weights) {
+    FTH_ASSIGN_OR_RETURN(Executable executable, device.compile(segment, of_copy));
     out.copies_.push_back(std::move(executable));
   }
   return out;

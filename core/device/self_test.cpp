@@ -16,7 +16,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr uint64_t kSeed = 20250728, kSpread = uint64_t{24} << 20, kCopy = uint64_t{8} << 20;
-constexpr double kTimingSeconds = 0.05, kSlower = 1.25;
+constexpr double kTimingSeconds = 0.02, kSlower = 1.25;
+constexpr int kTurns = 4;
 
 struct Made {
   std::vector<fth_tensor> tensors;
@@ -169,14 +170,14 @@ std::string difference(const std::vector<float>& want, const std::vector<float>&
   return text;
 }
 
-// Both in turn, so that what slows the machine down slows both.
+// Both in turn, so that what slows the machine down slows both; in short turns, since a busy moment may last as long as one.
 void time_both(const Device& device, const Device& reference, const Made& made, int64_t rows, uint64_t spread, double DeviceTimes::*to,
                SelfTest* out) {
   const fth_segment segment = made.view("timing");
   auto theirs = ScratchRun::make(device, segment, kSeed, spread);
   auto ours = ScratchRun::make(reference, segment, kSeed, spread);
   if (!theirs || !ours) return;
-  for (int i = 0; i < 2; ++i)
+  for (int i = 0; i < kTurns; ++i)
     for (const bool own : {false, true}) {
       const auto seconds = (own ? *ours : *theirs).fastest(rows, 0, kTimingSeconds);
       DeviceTimes& of = own ? out->cpu : out->times;  // named: g++ 12 stores into a copy of a conditional expression's member

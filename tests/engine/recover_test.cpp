@@ -234,6 +234,76 @@ TEST(Recover, ResidentExpertsAreStreamedWhenTheBudgetAsksForIt) {
   EXPECT_TRUE(!kCountsMemory || resident_memory() <= o.ram_budget) << resident_memory() << " of " << o.ram_budget;
 }
 
+// Resident experts of a plain file lie in RAM neuron-major and interleaved; what is streamed comes as the file has it. A slot's reader and a kernel that still
+// took one for the other would change the text, so everything is compared with a CPU that streamed from the beginning: what is lost is computed again.
+TEST(Recover, InterleavedWeightsGoBackToTheFilesOrderWhenTheyAreStreamed) {
+  EngineOptions alone = budgeted("", ExpertPlacement::streamed);
+  alone.device.clear();
+  alone.cpu_only = true;
+  alone.stream.slots = 16;
+  const auto last_logits = [](Engine& engine, Session& session) {
+    const auto logits = session.prefill(engine.tokenizer().encode(" and", SpecialTokens::parse));
+    EXPECT_TRUE(logits) << logits.error().message;
+    return logits ? std::vector<float>(logits->begin(), logits->end()) : std::vector<float>();
+  };
+  std::vector<float> wanted;
+  {
+    auto cpu = Engine::open(alone);
+    ASSERT_TRUE(cpu) << cpu.error().message;
+    auto reference = (*cpu)->new_session();
+    ASSERT_TRUE(reference);
+    ASSERT_EQ(greedy(**cpu, *reference), kReply);
+    wanted = last_logits(**cpu, *reference);
+  }
+
+  uint64_t resident = 0;  // at the end of the last round
+  for (const char* fail : {"submit:60", "lost:60", "submit:110", "read:60", "submit:60", "lost:110"}) {
+    SCOPED_TRACE(fail);
+    EngineOptions o = budgeted(fail, ExpertPlacement::automatic);
+    const bool both = std::string(fail).starts_with("lost");  // one device after the other
+    if (both) o.rules = {{"head", "faulty:1"}};
+    const auto engine = open_within(&o, o, kMiB / 2, [](const Engine& e) { return on_faulty(e) && e.plan().expert_slots == 0; });
+    ASSERT_TRUE(engine);
+    EXPECT_THAT(engine->repacked(), HasSubstr("in neuron-major order"));
+    EXPECT_THAT(engine->repacked(), HasSubstr("weights interleaved"));
+    for (const Layer& l : engine->model().layers) {
+      EXPECT_TRUE(l.gate.interleaved && !l.q.interleaved);  // attention was the device's
+      EXPECT_EQ(l.down_layout, DownLayout::neuron_major);
+    }
+    auto at_work = engine->new_session(), waiting = engine->new_session();
+    ASSERT_TRUE(at_work && waiting);
+    const auto ids = engine->tokenizer().encode(kPrompt, SpecialTokens::parse);
+    const auto begin = std::span(ids).first(5);
+    ASSERT_TRUE(waiting->prefill(begin));
+    EXPECT_EQ(greedy(*engine, *at_work), kReply);
+    EXPECT_EQ(last_logits(*engine, *at_work), wanted);
+    EXPECT_THAT(g_log, HasSubstr("experts are streamed, with "));
+    EXPECT_THAT(g_log, HasSubstr("faulty:0 failed: "));
+    EXPECT_EQ(g_log.find("faulty:1 failed: ") != g_log.npos, both);
+    EXPECT_FALSE(on_faulty(*engine));
+    EXPECT_THAT(engine->repacked(), HasSubstr("streamed from the file as it is, since faulty:"));
+    EXPECT_THAT(engine->repacked(), testing::Not(HasSubstr("in neuron-major order")));
+    for (const Layer& l : engine->model().layers) {
+      EXPECT_TRUE(!l.gate.interleaved && l.q.interleaved);  // attention came to the CPU, which interleaves it where it lies
+      EXPECT_EQ(l.down_layout, DownLayout::row_major);
+    }
+    EXPECT_LE(engine->plan().ram_bytes, o.ram_budget);
+    EXPECT_TRUE(!kCountsMemory || resident_memory() <= o.ram_budget) << resident_memory() << " of " << o.ram_budget;
+    waiting->clear();
+    EXPECT_EQ(greedy(*engine, *waiting), kReply);
+    resident = resident_memory();
+    alone.stream.slots = engine->plan().expert_slots;
+  }
+  // What was put into another order, 2.2 MiB, is gone: an engine that had nothing but the slots from the beginning is as large.
+  auto cpu = Engine::open(alone);
+  ASSERT_TRUE(cpu) << cpu.error().message;
+  auto one = (*cpu)->new_session(), two = (*cpu)->new_session();
+  ASSERT_TRUE(one && two);
+  EXPECT_EQ(greedy(**cpu, *one), kReply);
+  EXPECT_EQ(greedy(**cpu, *two), kReply);
+  EXPECT_TRUE(!kCountsMemory || resident < resident_memory() + kMiB) << resident << " against " << resident_memory();
+}
+
 TEST(Recover, WhatCannotFitIsSaid) {
   EngineOptions o = budgeted("submit:20", ExpertPlacement::streamed), least = o;
   least.stream.slots = 4;
