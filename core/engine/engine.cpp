@@ -67,7 +67,7 @@ Segment Engine::Impl::build_planned(SegmentKind kind, int64_t layer, int64_t buc
   Segment segment = build(kind, layer, bucket, Variant::plain);
   for (fth_op& op : segment.ops) {
     if (op.kind == FTH_OP_MATMUL) op.attr[1] = 0;
-    if (op.kind == FTH_OP_EXPERTS) op.attr[3] = 0;
+    if (op.kind == FTH_OP_EXPERTS) op.attr[3] = model->layers[static_cast<size_t>(layer)].gate.interleaved_in_file ? 1 : 0;
   }
   return segment;
 }

@@ -140,7 +140,7 @@ struct Engine::Impl {
   }
   Device& device(size_t d) { return registry->devices()[d].device; }
   Segment build(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant) const;
-  // As plans know it, which are made before weights are interleaved: the same work, whatever the order of rows.
+  // As plans know it, which are made before weights are interleaved: the same work, whatever the order of rows. Gates are in the order of the file.
   Segment build_planned(SegmentKind kind, int64_t layer, int64_t bucket) const;
   Result<std::unique_ptr<Compiled>> compile(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t device);
   std::unique_ptr<Compiled> describe(SegmentKind kind, int64_t layer, int64_t bucket, Variant variant, size_t device) const;

@@ -155,6 +155,7 @@ Result<> Engine::Impl::choose_experts() {
   experts_on.fill(0);
   if (!model->config.is_sparse()) return {};
   const auto backend = [&](size_t d) { return std::string(device(d).api().name); };
+  std::string refusal;  // of a device that would do, but for the order of the file's gates
   for (size_t d = 1; d < registry->devices().size(); ++d) {
     const bool fits = device(d).info().kind == FTH_KIND_CPU && device(d).reads_host_memory() && backend(d) != backend(0);
     // Slower at dense products is no reason: experts are timed here. What computes wrong or is a driver's software stays out.
@@ -163,7 +164,10 @@ Result<> Engine::Impl::choose_experts() {
     bool takes_all = true;
     for (const int64_t bucket : kBuckets)
       for (const Variant v : {Variant::plain, Variant::gates, Variant::after_gates})
-        takes_all = takes_all && device(d).estimate(build(SegmentKind::experts, 0, bucket, v).view()).has_value();
+        if (const auto estimate = device(d).estimate(build(SegmentKind::experts, 0, bucket, v).view()); takes_all && !estimate) {
+          takes_all = false;
+          if (model->layers[0].gate.interleaved) refusal = device(d).name() + ": " + estimate.error().message;
+        }
     if (takes_all && starts_on_cpu(d)) {
       choice.note = "experts stay on the CPU where it begins for another device";
       continue;
@@ -172,6 +176,7 @@ Result<> Engine::Impl::choose_experts() {
     if (choice.candidates.empty()) choice.candidates.push_back(0);
     choice.candidates.push_back(d);
   }
+  if (choice.candidates.empty() && choice.note.empty() && !refusal.empty()) choice.note = "experts stay on the CPU; " + refusal;
   if (choice.candidates.empty()) return {};
   for (const PlacementRule& rule : options.rules)
     for (int64_t layer = 0; layer < model->config.n_layer; ++layer)
@@ -183,7 +188,7 @@ Result<> Engine::Impl::choose_experts() {
   const Layer& l = model->layers[0];
   std::string key = "experts " + std::to_string(l.gate.cols) + "x" + std::to_string(l.gate.rows) + " " + std::string(name(l.gate.dtype)) +
                     " " + std::string(name(l.up.dtype)) + " " + std::string(name(l.down.dtype)) + " order " +
-                    std::to_string(static_cast<int>(l.down_layout)) + ", " + std::to_string(registry->pool().n_threads()) + " threads";
+                    std::to_string(static_cast<int>(l.down_layout)) + (l.gate.interleaved ? ", gates interleaved, " : ", ") + std::to_string(registry->pool().n_threads()) + " threads";
   for (const size_t d : choice.candidates)
     key += "; " + device(d).name() + ", " + device(d).info().description + ", " + device(d).api().build;
   std::vector<double> flat;

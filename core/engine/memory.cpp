@@ -19,10 +19,13 @@
 
 namespace fth {
 
+namespace {
+constexpr uint64_t kHuge = 2 * kMiB;
+}
+
 Result<HostBlock> HostBlock::allocate(uint64_t bytes, const char* what) {
   HostBlock b;
   if (bytes == 0) return b;
-  constexpr uint64_t kHuge = 2 * kMiB;
   const uint64_t rounded = align_up(bytes, 4096), spare = rounded >= kHuge ? kHuge : 0;
   void* const p = ::mmap(nullptr, rounded + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED)
@@ -38,6 +41,11 @@ Result<HostBlock> HostBlock::allocate(uint64_t bytes, const char* what) {
   }
   b.bytes_ = rounded;
   return b;
+}
+
+void HostBlock::begin_small(uint64_t offset) const {
+  const uint64_t page = offset / 4096 * 4096;
+  if (page < bytes_) ::madvise(data_ + page, std::min(kHuge, bytes_ - page), MADV_NOHUGEPAGE);
 }
 
 HostBlock::HostBlock(HostBlock&& o) noexcept : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}

@@ -23,6 +23,8 @@ class HostBlock {
   ~HostBlock();
   std::byte* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
+  // Small pages from `offset` on for 2 MiB, or to the end: a first touch there takes one of them and not 2 MiB.
+  void begin_small(uint64_t offset) const;
 
  private:
   std::byte* data_ = nullptr;

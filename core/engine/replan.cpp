@@ -26,9 +26,9 @@ Result<> Engine::Impl::decide_again() {
 }
 
 void Engine::Impl::let_go() {
-  if (store)  // what is read again from the file is row-major
+  if (store)  // what is read again is as the file has it
     for (Layer& l : model->layers)
-      for (Weight* w : {&l.q, &l.k, &l.v, &l.attn_output, &l.gate, &l.up, &l.down}) w->interleaved = false;
+      for (Weight* w : {&l.q, &l.k, &l.v, &l.attn_output, &l.gate, &l.up, &l.down}) w->interleaved = w->interleaved_in_file;
   if (store) model->output.interleaved = false;
   background.forget();
   compiled.clear();

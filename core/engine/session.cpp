@@ -158,6 +158,8 @@ Result<> Session::Impl::make_memory() {
     Device& device = e.device(d);
     if (device.reads_host_memory()) {
       FTH_ASSIGN_OR_RETURN(cache.block, HostBlock::allocate(2 * align_up(bytes, 4096), "KV cache"));
+      // A first token touches the beginning of every layer's two caches: 32 layers in huge pages would be 128 MiB to clear.
+      for (const uint64_t at : {uint64_t{0}, align_up(bytes, 4096)}) cache.block.begin_small(at);
       FTH_ASSIGN_OR_RETURN(cache.k, e.blame(d, device.import_host(cache.block.data(), bytes)));
       FTH_ASSIGN_OR_RETURN(cache.v, e.blame(d, device.import_host(cache.block.data() + align_up(bytes, 4096), bytes)));
       if (e.starts_on_cpu(d)) {

@@ -36,6 +36,7 @@ struct Weight {
   uint32_t file = 0;    // where the data lies: which part of the model's file, and the offset in it
   uint64_t offset = 0;
   bool interleaved = false;  // rows in panels of 16 (core/model/interleaved.h), else row-major
+  bool interleaved_in_file = false;
   explicit operator bool() const { return data != nullptr; }
   uint64_t expert_bytes() const { return bytes / static_cast<uint64_t>(experts); }
   uint64_t span_bytes() const {
@@ -67,7 +68,7 @@ struct Config {
   Activation activation = Activation::relu;
   Gating gating = Gating::sigmoid;  // when n_expert > 0
   bool down_transposed = false;     // expert down stored [n_ff, n_embd], a row per neuron; of unpacked files
-  bool packed = false;              // an expert's matrices lie together (core/model/packed.h)
+  int32_t packed = 0;               // version of the format in which an expert's matrices lie together (core/model/packed.h); 0: they do not
   bool is_sparse() const { return n_expert > 0; }
 };
 

@@ -14,6 +14,7 @@
 
 #include "core/model/arch/decoder.h"
 #include "core/model/gguf_writer.h"
+#include "core/model/interleaved.h"
 #include "core/model/message.h"
 #include "core/model/neuron_major.h"
 #include "core/model/pack_file.h"
@@ -36,13 +37,14 @@ tl::unexpected<Error> interrupted(uint64_t layers) {
 struct LayerPlan {
   const Layer* layer = nullptr;
   DownLayout down = DownLayout::row_major;
+  bool gate_interleaved = false;
   SlabParts parts;
   SlabLayout slab;
   uint64_t at = 0;  // of expert 0, in the output
 };
 
 Result<DownLayout> choose_down(const Layer& layer, int64_t i, PackDown wanted) {
-  const bool rows = layer.down_layout == DownLayout::row_major;
+  const bool rows = layer.down_layout != DownLayout::by_neuron;  // or neuron-major, which goes back to rows
   const auto transposed = [] { return fail(Code::invalid_argument, "its down is stored by neuron, which cannot change without loss"); };
   const auto refused = [i](const Error& why) {
     return fail(Code::invalid_argument, message("layer ", i, ": ", why.message, "; --down auto takes what each layer can have"));
@@ -51,6 +53,14 @@ Result<DownLayout> choose_down(const Layer& layer, int64_t i, PackDown wanted) {
   const Result<> possible = rows ? check_neuron_major(layer.down.dtype, layer.down.rows, layer.down.cols) : transposed();
   if (possible) return DownLayout::neuron_major;
   return wanted == PackDown::automatic ? Result<DownLayout>(layer.down_layout) : refused(possible.error());
+}
+
+Result<bool> choose_gate(const Layer& layer, int64_t i, PackGate wanted) {
+  if (wanted == PackGate::row_major) return false;
+  const Result<> possible = check_interleaved(layer.gate.dtype, layer.gate.rows, layer.gate.cols);
+  if (possible || wanted == PackGate::automatic) return possible.has_value();
+  return fail(Code::invalid_argument,
+              message("layer ", i, ": gate: ", possible.error().message, "; --gate auto takes what each layer can have"));
 }
 
 // What will be where. `sums` is filled while slabs are written.
@@ -69,15 +79,17 @@ GgufHead make_head(const Model& model, const PackPlan& plan) {
     if (kv.key == alignment.key || kv.key.starts_with("split.") || kv.key.starts_with("forethought.packed.")) continue;
     w.key(kv);
   }
-  std::vector<std::string_view> types, downs;
+  std::vector<std::string_view> types, downs, gates;
   for (const LayerPlan& l : plan.layers) {
     for (const Weight* part : {&l.layer->gate, &l.layer->up, &l.layer->down}) types.push_back(name(part->dtype));
     downs.push_back(kDownLayoutNames[static_cast<size_t>(l.down)]);
+    gates.push_back(kGateOrderNames[l.gate_interleaved ? 1 : 0]);
   }
   w.key(alignment);
-  w.key({kPackedVersion, MetaType::u32, uint64_t{1}});
+  w.key({kPackedVersion, MetaType::u32, static_cast<uint64_t>(kPackedFormat)});
   w.key({kPackedTypes, MetaType::array, MetaArray{MetaType::string, types.size(), {}, types}});
   w.key({kPackedDown, MetaType::array, MetaArray{MetaType::string, downs.size(), {}, downs}});
+  w.key({kPackedGate, MetaType::array, MetaArray{MetaType::string, gates.size(), {}, gates}});
   w.key({kPackedXxh3, MetaType::array, MetaArray{MetaType::u64, plan.sums.size(), std::as_bytes(std::span(plan.sums)), {}}});
   for (const TensorInfo* t : plan.dense) w.tensor(t->name, t->dtype, std::span(t->dims).first(t->rank), t->bytes);
   for (size_t i = 0; i < plan.layers.size(); ++i) {
@@ -88,15 +100,17 @@ GgufHead make_head(const Model& model, const PackPlan& plan) {
   return w.finish();
 }
 
-Result<PackPlan> make_plan(const Model& model, PackDown down) {
+Result<PackPlan> make_plan(const Model& model, const PackOptions& o) {
   PackPlan plan;
-  std::set<std::string_view> stacks;
+  std::set<std::string, std::less<>> stacks;
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const Layer& layer = model.layers[i];
-    LayerPlan l{&layer, {}, {layer.gate.expert_bytes(), layer.up.expert_bytes(), layer.down.expert_bytes()}, {}, 0};
-    FTH_ASSIGN_OR_RETURN(l.down, choose_down(layer, static_cast<int64_t>(i), down));
+    LayerPlan l{&layer, {}, {}, {layer.gate.expert_bytes(), layer.up.expert_bytes(), layer.down.expert_bytes()}, {}, 0};
+    FTH_ASSIGN_OR_RETURN(l.down, choose_down(layer, static_cast<int64_t>(i), o.down));
+    FTH_ASSIGN_OR_RETURN(l.gate_interleaved, choose_gate(layer, static_cast<int64_t>(i), o.gate));
     l.slab = l.parts.layout();
     plan.layers.push_back(l);
+    if (model.config.packed != 0) stacks.insert(block_name(static_cast<int64_t>(i), kPackedSlab));
     for (const Weight* w : {&layer.gate, &layer.up, &layer.down}) stacks.insert(w->name);
   }
   for (const TensorInfo& t : model.file.tensors())
@@ -293,11 +307,20 @@ Result<> Packer::write_dense() {
 
 Result<> Packer::expert(const LayerPlan& l, size_t e, std::byte* slab) const {
   const Layer& layer = *l.layer;
-  std::memcpy(slab, layer.gate.data + e * layer.gate.stride, l.parts.gate);
+  const std::byte* const gate = layer.gate.data + e * layer.gate.stride;
+  if (model_.config.packed != 0 && slab_xxh3(gate, l.parts) != layer.xxh3[e])
+    return fail(Code::data_loss,
+                message(o_.in.native(), ": expert ", e, " of layer ", &l - plan_.layers.data(), " is damaged; `inspect --verify` lists all"));
+  if (l.gate_interleaved == layer.gate.interleaved) {
+    std::memcpy(slab, gate, l.parts.gate);
+  } else {
+    FTH_RETURN_IF_ERROR((l.gate_interleaved ? to_interleaved : from_interleaved)(layer.gate.dtype, layer.gate.rows, layer.gate.cols, gate, slab));
+  }
   std::memcpy(slab + l.slab.up, layer.up.data + e * layer.up.stride, l.parts.up);
   const std::byte* const down = layer.down.data + e * layer.down.stride;
-  if (l.down == DownLayout::neuron_major)
-    return to_neuron_major(layer.down.dtype, layer.down.rows, layer.down.cols, down, slab + l.slab.down);
+  if (l.down != layer.down_layout)
+    return (l.down == DownLayout::neuron_major ? to_neuron_major : from_neuron_major)(layer.down.dtype, layer.down.rows, layer.down.cols,
+                                                                                      down, slab + l.slab.down);
   std::memcpy(slab + l.slab.down, down, l.parts.down);
   return {};
 }
@@ -338,9 +361,12 @@ Result<PackReport> pack_model(const PackOptions& o) try {
   FTH_ASSIGN_OR_RETURN(const Model model, load_model(o.in, o.overrides));
   const auto refused = [&](std::string_view why) { return fail(Code::invalid_argument, message(o.in.native(), ": ", why)); };
   if (!model.config.is_sparse()) return refused("has no experts to pack");
-  if (model.config.packed) return refused("is packed already");
   FTH_RETURN_IF_ERROR(check_places(o, model));
-  FTH_ASSIGN_OR_RETURN(PackPlan plan, make_plan(model, o.down));
+  FTH_ASSIGN_OR_RETURN(PackPlan plan, make_plan(model, o));
+  if (model.config.packed == kPackedFormat && std::all_of(plan.layers.begin(), plan.layers.end(), [](const LayerPlan& l) {
+        return l.down == l.layer->down_layout && l.gate_interleaved == l.layer->gate.interleaved;
+      }))
+    return refused("is packed already");
   FTH_ASSIGN_OR_RETURN(const std::string identity, identity_of(model, plan));
   const fs::path part_path = with_suffix(o.out, ".part"), journal_path = with_suffix(o.out, ".part.state");
   FTH_RETURN_IF_ERROR(check_space(o, part_path, plan.head.file_bytes));
@@ -368,6 +394,7 @@ Result<PackReport> pack_model(const PackOptions& o) try {
     report.slab_bytes = std::max(report.slab_bytes, l.slab.bytes);
     report.pad_bytes += (l.slab.bytes - used) * static_cast<uint64_t>(report.n_expert);
     report.down.push_back(l.down);
+    report.gate_interleaved.push_back(l.gate_interleaved);
   }
   return report;
 } catch (const std::bad_alloc&) {

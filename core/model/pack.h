@@ -14,11 +14,14 @@ namespace fth {
 
 // automatic: neuron_major in layers whose down has that order, as the file has it in the others.
 enum class PackDown { automatic, row_major, neuron_major };
+// automatic: interleaved in layers whose gate has that order, row-major in the others.
+enum class PackGate { automatic, row_major, interleaved };
 
 struct PackOptions {
-  std::filesystem::path in, out;    // in: a model file, or the first part of a split one
+  std::filesystem::path in, out;    // in: a model file, packed or not, or the first part of a split one
   std::vector<Override> overrides;  // for reading `in`; they are not written
   PackDown down = PackDown::automatic;
+  PackGate gate = PackGate::automatic;
   bool replace = false;                                            // an `out` that exists
   int64_t stop_after = -1;                                         // layers: end there with cancelled, as a kill would
   std::function<void(uint64_t done, uint64_t total)> on_progress;  // bytes of `out`
@@ -33,12 +36,14 @@ struct PackReport {
   uint64_t written_bytes = 0;              // by this run
   uint64_t slab_bytes = 0, pad_bytes = 0;  // largest slab; what all slabs have beyond their matrices
   std::vector<DownLayout> down;            // by layer
+  std::vector<bool> gate_interleaved;      // by layer
 };
 
 // Writes out.part, with out.part.state beside it to continue from, and renames it to `out` when all of it is on the disk. An unfinished pack of the same
 // input and options continues after its last layer that checks out. Memory: a few slabs and the head; pages of `in` are given back as they are done.
-// Errors: those of load_model; invalid_argument for a model without experts or packed already, `out` one of the files of `in`, or a `down` that a layer
-// cannot have; failed_precondition for an `out` that exists, too little space (before anything is written), a file that cannot be written, or
+// A packed input is written again in the orders that the options name, each expert after its checksum has been compared.
+// Errors: those of load_model; invalid_argument for a model without experts or packed already as it would be written, `out` one of the files of `in`, or a
+// `down` or `gate` that a layer cannot have; data_loss for a damaged expert of a packed input; failed_precondition for an `out` that exists, too little space (before anything is written), a file that cannot be written, or
 // another process that packs to the same place; cancelled, with the layers that are done.
 Result<PackReport> pack_model(const PackOptions& options);
 

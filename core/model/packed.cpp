@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/model/arch/decoder.h"
+#include "core/model/interleaved.h"
 #include "core/model/model_reader.h"
 
 namespace fth {
@@ -23,8 +24,9 @@ Result<void> read_packed_experts(ModelReader& reader, Model& model, int64_t i) {
   Config& c = model.config;
   Layer& layer = model.layers[static_cast<size_t>(i)];
   FTH_ASSIGN_OR_RETURN(const int64_t version, reader.file().integer(kPackedVersion));
-  if (version != 1)
-    return reader.unsupported("key ", in_quotes(kPackedVersion), " is ", version, "; this program reads version 1: pack the model again");
+  if (version < 1 || version > kPackedFormat)
+    return reader.unsupported("key ", in_quotes(kPackedVersion), " is ", version,
+                              "; this program reads versions 1 and 2: pack the model again");
   const auto layers = static_cast<uint64_t>(c.n_layer), at = static_cast<uint64_t>(i);
   FTH_ASSIGN_OR_RETURN(const MetaArray* types, array_of(reader, kPackedTypes, MetaType::string, 3 * layers));
   FTH_ASSIGN_OR_RETURN(const MetaArray* downs, array_of(reader, kPackedDown, MetaType::string, layers));
@@ -35,6 +37,16 @@ Result<void> read_packed_experts(ModelReader& reader, Model& model, int64_t i) {
     return reader.bad("key ", in_quotes(kPackedDown), " is ", in_quotes(downs->strings[at]), " for layer ", i,
                       "; it must be row_major, by_neuron or neuron_major");
   layer.down_layout = static_cast<DownLayout>(layout - std::begin(kDownLayoutNames));
+
+  bool gate_interleaved = false;
+  if (version >= 2) {
+    FTH_ASSIGN_OR_RETURN(const MetaArray* gates, array_of(reader, kPackedGate, MetaType::string, layers));
+    const auto order = std::find(std::begin(kGateOrderNames), std::end(kGateOrderNames), gates->strings[at]);
+    if (order == std::end(kGateOrderNames))
+      return reader.bad("key ", in_quotes(kPackedGate), " is ", in_quotes(gates->strings[at]), " for layer ", i,
+                        "; it must be row_major or interleaved");
+    gate_interleaved = order != std::begin(kGateOrderNames);
+  }
 
   Weight* const parts[] = {&layer.gate, &layer.up, &layer.down};
   constexpr std::string_view kNames[] = {"gate", "up", "down"};
@@ -60,6 +72,12 @@ Result<void> read_packed_experts(ModelReader& reader, Model& model, int64_t i) {
     return reader.bad("layer ", i, " has a neuron-major down of ", name(layer.down.dtype), " [", c.n_embd, ", ", c.n_ff,
                       "]; it must be q4_0 or q8_0 with multiples of 32");
 
+  if (gate_interleaved) {
+    if (const Result<> possible = check_interleaved(layer.gate.dtype, layer.gate.rows, layer.gate.cols); !possible)
+      return reader.bad("key ", in_quotes(kPackedGate), " is \"interleaved\" for layer ", i, ": ", possible.error().message);
+    layer.gate.interleaved = layer.gate.interleaved_in_file = true;
+  }
+
   const SlabLayout slab = slab_layout(layer.gate.expert_bytes(), layer.up.expert_bytes(), layer.down.expert_bytes());
   const std::string tensor_name = block_name(i, kPackedSlab);
   const TensorInfo* t = reader.find_tensor(tensor_name);
@@ -81,7 +99,7 @@ Result<void> read_packed_experts(ModelReader& reader, Model& model, int64_t i) {
     // The array's elements are u64 in the file's bytes; integer() would refuse those above INT64_MAX.
     std::memcpy(&layer.xxh3[e], sums->bytes.data() + (at * layer.xxh3.size() + e) * sizeof(uint64_t), sizeof(uint64_t));
   }
-  c.packed = true;
+  c.packed = static_cast<int32_t>(version);
   return {};
 }
 

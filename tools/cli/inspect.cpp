@@ -140,27 +140,30 @@ ExpertSizes expert_sizes(const Model& model) {
 
 struct Slabs {
   std::set<DownLayout> down;
+  std::set<bool> interleaved;  // gates
   uint64_t largest = 0, bytes = 0;
 };
 Slabs slabs(const Model& model) {
   Slabs out;
   for (const Layer& layer : model.layers) {
     out.down.insert(layer.down_layout);
+    out.interleaved.insert(layer.gate.interleaved_in_file);
     out.largest = std::max(out.largest, layer.gate.stride);
     out.bytes += layer.gate.stride * layer.xxh3.size();
   }
   return out;
 }
 
-// "packed: 32 layers of 32 slabs of 2.11 MiB, 0.1 % padding, down neuron_major"
+// "packed: 32 layers of 32 slabs of 2.11 MiB, 0.1 % padding, down neuron_major, gate interleaved, version 2"
 std::string packed_text(const Model& model) {
   const Slabs s = slabs(model);
   const double used = static_cast<double>(expert_sizes(model).all) / static_cast<double>(s.bytes);
-  std::string downs;
+  std::string downs, gates;
+  for (const bool interleaved : s.interleaved) gates += (gates.empty() ? "" : " and ") + std::string(kGateOrderNames[interleaved ? 1 : 0]);
   for (const DownLayout d : s.down) downs += (downs.empty() ? "" : " and ") + std::string(kDownLayoutNames[static_cast<size_t>(d)]);
   return text("packed: %lld layers of %lld slabs of ", static_cast<long long>(model.config.n_layer),
               static_cast<long long>(model.config.n_expert)) +
-         format_bytes(s.largest) + text(", %.1f %% padding, down ", 100 * (1 - used)) + downs;
+         format_bytes(s.largest) + text(", %.1f %% padding, down ", 100 * (1 - used)) + downs + ", gate " + gates + text(", version %d", model.config.packed);
 }
 
 std::string model_text(const Model& model) {
@@ -235,10 +238,17 @@ boost::json::object inspect_json(const Gguf& file, const Result<Model>& model, b
     const ExpertSizes e = expert_sizes(*model);
     if (model->config.packed) {
       const Slabs s = slabs(*model);
-      boost::json::array down;
-      for (const Layer& layer : model->layers)
+      boost::json::array down, gate;
+      for (const Layer& layer : model->layers) {
         down.push_back(boost::json::string(kDownLayoutNames[static_cast<size_t>(layer.down_layout)]));
-      out["packed"] = {{"slab_bytes", s.largest}, {"slabs", expert_sizes(*model).count}, {"bytes", s.bytes}, {"down", std::move(down)}};
+        gate.push_back(boost::json::string(kGateOrderNames[layer.gate.interleaved_in_file ? 1 : 0]));
+      }
+      out["packed"] = {{"version", model->config.packed},
+                       {"slab_bytes", s.largest},
+                       {"slabs", expert_sizes(*model).count},
+                       {"bytes", s.bytes},
+                       {"down", std::move(down)},
+                       {"gate", std::move(gate)}};
     }
     out["experts"] = {{"per_layer", model->config.n_expert}, {"top_k", model->config.top_k}, {"count", e.count},
                       {"smallest_bytes", e.smallest},        {"largest_bytes", e.largest},   {"bytes", e.all}};

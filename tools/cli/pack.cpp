@@ -20,12 +20,12 @@ namespace {
 constexpr std::string_view kHelp =
     "Writes a packed model: still a GGUF file, in which the three matrices of an expert lie together, at multiples of 4096 bytes,\n"
     "with a checksum, so that an expert that is not in memory is one read. Weights keep every bit. What is interrupted continues\n"
-    "with the same command; `forethought inspect --verify` checks the result.\n\n"
+    "with the same command; `forethought inspect --verify` checks the result. A packed input is written again in the newest format.\n\n"
     "  forethought pack model.gguf model.packed.gguf\n"
     "  forethought pack model.gguf model.packed.gguf --down row_major --force\n";
 
 struct PackFlags : CommonFlags {
-  std::string down = "auto";
+  std::string down = "auto", gate = "auto";
   bool force = false;
   std::vector<std::string> overrides;
 };
@@ -34,6 +34,8 @@ void describe(PackFlags& f, po::options_description& options) {
   options.add_options()  //
       ("down", po::value(&f.down)->value_name("LAYOUT"),
        "down matrices: auto (default: by neuron where it is lossless), row_major or neuron_major")  //
+      ("gate", po::value(&f.gate)->value_name("ORDER"),
+       "gates: auto (default: interleaved where their type has it), row_major or interleaved")  //
       ("force", po::bool_switch(&f.force), "replace the output when it exists")                     //
       ("override", po::value(&f.overrides)->value_name("KEY=VALUE"),
        "replace a value while reading, as for run; it is not written into the output (may be repeated)");
@@ -44,6 +46,13 @@ std::string layouts(const PackReport& report) {
   const std::set<DownLayout> used(report.down.begin(), report.down.end());
   std::string out;
   for (const DownLayout layout : used) out += (out.empty() ? "" : " and ") + std::string(kDownLayoutNames[static_cast<size_t>(layout)]);
+  return out;
+}
+
+std::string orders(const PackReport& report) {
+  const std::set<bool> used(report.gate_interleaved.begin(), report.gate_interleaved.end());
+  std::string out;
+  for (const bool interleaved : used) out += (out.empty() ? "" : " and ") + std::string(kGateOrderNames[interleaved ? 1 : 0]);
   return out;
 }
 
@@ -65,6 +74,15 @@ Result<int> run(PackFlags& f) {
   } else {
     return fail(Code::invalid_argument, "--down " + printable(f.down, 40) + ": it must be auto, row_major or neuron_major");
   }
+  if (f.gate == "auto") {
+    o.gate = PackGate::automatic;
+  } else if (f.gate == "row_major") {
+    o.gate = PackGate::row_major;
+  } else if (f.gate == "interleaved") {
+    o.gate = PackGate::interleaved;
+  } else {
+    return fail(Code::invalid_argument, "--gate " + printable(f.gate, 40) + ": it must be auto, row_major or interleaved");
+  }
   FTH_ASSIGN_OR_RETURN(o.overrides, parse_overrides(f.overrides));
   watch_interrupts(SecondPress::ends_the_program);
   o.stopped = interrupted;
@@ -83,7 +101,8 @@ Result<int> run(PackFlags& f) {
   const PackReport& r = *packed;
   const double rate = per_second(static_cast<double>(r.written_bytes), seconds);
   if (f.json) {
-    boost::json::array down;
+    boost::json::array down, gate;
+    for (const bool interleaved : r.gate_interleaved) gate.push_back(boost::json::string(kGateOrderNames[interleaved ? 1 : 0]));
     for (const DownLayout layout : r.down) down.push_back(boost::json::string(kDownLayoutNames[static_cast<size_t>(layout)]));
     FTH_RETURN_IF_ERROR(put(json_text({{"model", utf8_lossy(o.in.string())},
                                        {"output", utf8_lossy(o.out.string())},
@@ -95,6 +114,7 @@ Result<int> run(PackFlags& f) {
                                        {"slab_bytes", r.slab_bytes},
                                        {"padding_bytes", r.pad_bytes},
                                        {"down", std::move(down)},
+                                       {"gate", std::move(gate)},
                                        {"bytes_written", r.written_bytes},
                                        {"seconds", seconds},
                                        {"gb_s", rate / 1e9}})));
@@ -102,7 +122,7 @@ Result<int> run(PackFlags& f) {
   }
   std::string out = printable(o.out.string()) + ": " + format_bytes(r.out_bytes) + " from " + format_bytes(r.in_bytes) +
                     text(", %lld layers of %lld slabs of ", static_cast<long long>(r.n_layer), static_cast<long long>(r.n_expert)) +
-                    format_bytes(r.slab_bytes) + ", down " + layouts(r);
+                    format_bytes(r.slab_bytes) + ", down " + layouts(r) + ", gate " + orders(r);
   if (r.layers_kept > 0) out += text(", %lld layers done earlier", static_cast<long long>(r.layers_kept));
   FTH_RETURN_IF_ERROR(put(out + text(", %.1f s, ", seconds) + format_rate(rate) + '\n'));
   return 0;

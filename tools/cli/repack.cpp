@@ -11,6 +11,7 @@
 
 #include "core/base/bytes.h"
 #include "core/model/pack.h"
+#include "core/model/packed.h"
 #include "tools/cli/cache_file.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/machine.h"
@@ -24,7 +25,7 @@ namespace {
 namespace json = boost::json;
 
 constexpr std::string_view kFile = "packed.json", kEntries = "copies";
-constexpr int64_t kFormat = 1;  // of packed models
+constexpr int64_t kFormat = kPackedFormat;
 
 struct Stamp {
   int64_t bytes = 0, seconds = 0, nanoseconds = 0;
@@ -163,11 +164,12 @@ AutoCopy auto_copy(const Model& model, const std::filesystem::path& path) {
   std::error_code error;
   const std::string source = std::filesystem::weakly_canonical(path, error).string();
   const Stamp stamp = stamp_of(model.file.parts());
+  std::filesystem::path older;  // a copy in a format before: it makes room for the new one, and serves where that cannot be written
   for (const Entry& e : entries())
-    if (e.source == source && e.stamp == stamp && e.format == kFormat)
+    if (e.source == source && e.stamp == stamp && e.format >= 1 && e.format <= kFormat)
       if (const auto packed = load_model(folder() / e.name); packed && packed->config.packed) {  // else it is written again
-        out.use = folder() / e.name;
-        return out;
+        (e.format == kFormat ? out.use : older) = folder() / e.name;
+        if (!out.use.empty()) return out;
       }
   // Slabs end at whole pages; the rest is the file's own.
   out.bytes =
@@ -186,7 +188,12 @@ AutoCopy auto_copy(const Model& model, const std::filesystem::path& path) {
     return out;
   }
   out.free = std::filesystem::space(folder(), error).available;
+  if (!older.empty()) out.free += std::filesystem::file_size(older, error);
   out.write = !error && out.free > 2 * out.bytes + kGiB;
+  if (!out.write && !older.empty()) {
+    out.use = older;
+    return out;
+  }
   if (!out.write)
     out.note = "no packed copy is written: it would take " + format_bytes(out.bytes) + " of the " + format_bytes(error ? 0 : out.free) +
                " that are free in " + folder().string() +
