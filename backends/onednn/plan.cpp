@@ -62,18 +62,18 @@ struct Planner {
     s.gates_only = gates_only;
     s.gate_values = s.gate.tensor = kNoValue;
     uint32_t gate = kNoValue, up = kNoValue, down = kNoValue;
-    bool neuron_major = false;
+    bool neuron_major = false, interleaved = false;
     if (gates_only) {
       FTH_ASSIGN_OR_RETURN(const sdk::ExpertGatesOp op, ops.expert_gates());
       s.x = op.x, s.slot_begin = op.slot_begin, s.rows = op.rows, s.y = op.y, gate = op.gate;
-      s.slots = op.slots, s.width = op.width, s.ff = op.ff, s.top_k = op.top_k;
+      s.slots = op.slots, s.width = op.width, s.ff = op.ff, s.top_k = op.top_k, interleaved = op.gate_interleaved;
     } else {
       FTH_ASSIGN_OR_RETURN(const sdk::ExpertsOp op, ops.experts());
       if (op.order == sdk::DownOrder::row_per_neuron) return ops.unsupported("down as a row per neuron: only by outputs, or neuron-major");
       neuron_major = op.order == sdk::DownOrder::neuron_major;
       s.x = op.x, s.slot_begin = op.slot_begin, s.rows = op.rows, s.y = op.y, s.silu = op.silu;
       s.gate_values = op.gate_values, gate = op.gate, up = op.up, down = op.down;
-      s.slots = op.slots, s.width = op.width, s.ff = op.ff, s.top_k = op.top_k;
+      s.slots = op.slots, s.width = op.width, s.ff = op.ff, s.top_k = op.top_k, interleaved = op.gate_interleaved;
     }
     s.unit = 8;
     const auto take = [&](std::string_view what, uint32_t tensor, int64_t rows, int64_t k, bool by_neuron, Matrix* to) -> Result<> {
@@ -83,6 +83,7 @@ struct Planner {
       return {};
     };
     FTH_RETURN_IF_ERROR(take("gate", gate, s.ff, s.width, false, &s.gate));
+    s.gate.interleaved = interleaved;
     FTH_RETURN_IF_ERROR(take("up", up, s.ff, s.width, false, &s.up));
     FTH_RETURN_IF_ERROR(take("down", down, s.width, s.ff, neuron_major, &s.down));
     plan.max_slots = std::max(plan.max_slots, s.slots);
@@ -119,6 +120,7 @@ Result<SegmentPlan> plan_segment(const sdk::SegmentView& segment, const Units& u
     if (slots) plan.n_slots += static_cast<uint32_t>(t.dims[0]);
   }
   sdk::OpChecker ops(segment);
+  ops.takes_interleaved_gates();
   Planner p{.segment = segment, .units = units, .ops = ops, .plan = plan};
   uint64_t scratch = 0;
   while (const fth_op* op = ops.next()) {

@@ -32,12 +32,12 @@ struct Matrix {
   uint32_t tensor = kNoValue;
   uint32_t first_slot = 0;  // SLOTS
   DType type = DType::f32;
-  bool neuron_major = false;
+  bool neuron_major = false, interleaved = false;
   int64_t rows = 0, k = 0;
   const Products* products = nullptr;
 
   WeightView view(const std::byte* data) const {
-    return {data, static_cast<uint16_t>(type), neuron_major, rows, k, neuron_major ? 0 : row_bytes(type, k)};
+    return {data, static_cast<uint16_t>(type), neuron_major, interleaved, rows, k, neuron_major ? 0 : row_bytes(type, k)};
   }
 };
 

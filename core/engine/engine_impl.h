@@ -223,6 +223,7 @@ struct Engine::Impl {
   Result<> reorder_down();
   // Weights that the CPU multiplies by a token, in panels of 16 rows: copies of resident ones, streamed models' dense ones where they are.
   Result<> interleave();
+  std::optional<size_t> refuses_interleaved_gates();  // a device that experts of some bucket go to
   // The screened head.  [screened_head.cpp]
   void shape_plane();
   Result<> make_plane();

@@ -117,11 +117,26 @@ Result<> Engine::Impl::reorder_down() {
   return {};
 }
 
+std::optional<size_t> Engine::Impl::refuses_interleaved_gates() {
+  for (size_t b = 0; b < std::size(kBuckets); ++b) {
+    if (experts_on[b] == 0) continue;
+    for (int64_t i = 0; i < model->config.n_layer; ++i) {
+      const Weight& gate = model->layers[static_cast<size_t>(i)].gate;
+      if (gate.interleaved || !check_interleaved(gate.dtype, gate.rows, gate.cols)) continue;
+      Segment segment = build(SegmentKind::experts, i, kBuckets[b], Variant::plain);
+      for (fth_op& op : segment.ops)
+        if (op.kind == FTH_OP_EXPERTS) op.attr[3] = 1;
+      if (!device(experts_on[b]).estimate(segment.view())) return experts_on[b];
+    }
+  }
+  return {};
+}
+
 Result<> Engine::Impl::interleave() {
   const Config& c = model->config;
   const auto begin = Clock::now();
-  // Another device that experts of large batches go to takes gates as the file has them.
-  const bool gates_stay = std::any_of(experts_on.begin(), experts_on.end(), [](size_t d) { return d != 0; });
+  // Another device that experts of large batches go to may take gates only as the file has them.
+  const std::optional<size_t> gates_stay_for = refuses_interleaved_gates();
   std::vector<Weight*> wanted;
   const auto want = [&](Weight& w) {
     if (w && !w.interleaved && check_interleaved(w.dtype, w.rows, w.cols)) wanted.push_back(&w);
@@ -132,7 +147,7 @@ Result<> Engine::Impl::interleave() {
       for (Weight* w : {&l.q, &l.k, &l.v, &l.attn_output}) want(*w);
     if (!c.is_sparse() && device_for(SegmentKind::attention, i) == 0)
       for (Weight* w : {&l.gate, &l.up, &l.down}) want(*w);
-    if (c.is_sparse() && !streamed() && !gates_stay && device_for(SegmentKind::experts, i) == 0) want(l.gate);
+    if (c.is_sparse() && !streamed() && !gates_stay_for && device_for(SegmentKind::experts, i) == 0) want(l.gate);
   }
   // A screened head reads rows one by one. So does the embedding, whose rows stay in the mapping where it is the same matrix, but streamed models have it once.
   const bool once = streamed() && model->output.data == model->token_embd.data;
@@ -189,7 +204,7 @@ Result<> Engine::Impl::interleave() {
   if (!streamed()) reordered.push_back(std::move(block));
   repack_note += (repack_note.empty() ? "" : "; ") + std::to_string(wanted.size()) + " weights interleaved (" + format_bytes(total) +
                  "), " + seconds_since(begin);
-  if (gates_stay) repack_note += ", gates left as they are for " + device(*std::max_element(experts_on.begin(), experts_on.end())).name();
+  if (gates_stay_for) repack_note += ", gates left as they are for " + device(*gates_stay_for).name();
   return {};
 }
 

@@ -57,15 +57,20 @@ struct ExpertsOp {
   int64_t slots, width, ff, top_k;
   bool silu;
   DownOrder order;
+  bool gate_interleaved;  // of a checker that takes_interleaved_gates(); false without a gate
 };
 struct ExpertGatesOp {
   uint32_t x, slot_begin, rows, gate, y;
   int64_t slots, width, ff, top_k;
+  bool gate_interleaved;
 };
 
 class OpChecker {
  public:
   explicit OpChecker(const SegmentView& segment) : segment_(segment), written_(segment.tensors().size(), false) {}
+
+  // For backends that multiply by gates in panels of 16 rows (core/model/interleaved.h); others have them refused here.
+  void takes_interleaved_gates() { interleaved_gates_ = true; }
 
   // The next op of the segment; null behind the last.
   const fth_op* next() {
@@ -226,7 +231,7 @@ class OpChecker {
       FTH_ASSIGN_OR_RETURN(o.gate_values, f32(3, "gate values", {{"N*K", &n_rows}, {"F", &o.ff}}));
     } else {
       FTH_ASSIGN_OR_RETURN(o.gate, slots_input(3, "gate", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
-      FTH_RETURN_IF_ERROR(row_major(3, "gate"));
+      FTH_ASSIGN_OR_RETURN(o.gate_interleaved, gate_order(3, o.gate, o.ff));
     }
     FTH_ASSIGN_OR_RETURN(o.up, slots_input(4, "up", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
     const Dim f{"F", &o.ff}, e{"E", &o.width};
@@ -250,7 +255,7 @@ class OpChecker {
     FTH_ASSIGN_OR_RETURN(o.x, f32(0, "x", {{"N", &n_tokens_}, {"E", &o.width}}));
     FTH_ASSIGN_OR_RETURN(int64_t n_rows, expert_rows(o.top_k));
     FTH_ASSIGN_OR_RETURN(o.gate, slots_input(3, "gate", {{"S", &o.slots}, {"F", &o.ff}, {"E", &o.width}}));
-    FTH_RETURN_IF_ERROR(row_major(1, "gate"));
+    FTH_ASSIGN_OR_RETURN(o.gate_interleaved, gate_order(1, o.gate, o.ff));
     FTH_RETURN_IF_ERROR(expert_table(o.slots, n_rows, &o.slot_begin, &o.rows));
     FTH_ASSIGN_OR_RETURN(o.y, output("g", {{"N*K", &n_rows}, {"F", &o.ff}}));
     return o;
@@ -273,7 +278,19 @@ class OpChecker {
       if (!segment_.in(*op_, i)) return invalid(text("input ", i, " is absent"));
     return {};
   }
-  // Interleaved rows are the cpu backend's own: it has no use for this class.
+  Result<bool> gate_order(uint32_t i, uint32_t gate, int64_t ff) const {
+    if (!interleaved_gates_) {
+      FTH_RETURN_IF_ERROR(row_major(i, "gate"));
+      return false;
+    }
+    FTH_ASSIGN_OR_RETURN(const int64_t order, integer(i, "order of the gate", 0, 1));
+    if (order == 0) return false;
+    if (type(gate) != DType::q4_0 && type(gate) != DType::q4_1 && type(gate) != DType::q6_k)
+      return unsupported(text(describe("gate", gate), ": interleaved rows, which q4_0, q4_1 and q6_k have"));
+    if (ff % 16 != 0) return invalid(text(describe("gate", gate), ": ", ff, " interleaved rows, need a multiple of 16"));
+    return true;
+  }
+  // Interleaved matrices of MATMUL are the cpu backend's own: it has no use for this class.
   Result<> row_major(uint32_t i, std::string_view what) const {
     FTH_ASSIGN_OR_RETURN(const int64_t order, integer(i, text("order of the ", what), 0, 1));
     if (order != 0) return unsupported(text("interleaved rows of the ", what, ": only row-major ones are taken here"));
@@ -353,6 +370,7 @@ class OpChecker {
   size_t index_ = 0;
   const fth_op* op_ = nullptr;
   int64_t n_tokens_ = -1;
+  bool interleaved_gates_ = false;
 };
 
 }  // namespace fth::sdk

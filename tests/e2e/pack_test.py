@@ -45,6 +45,7 @@ class Pack(unittest.TestCase):
         make_model(model)
         report = must_json("pack", model, whole, "--json")
         self.assertEqual((report["layers"], report["experts_per_layer"], report["down"]), (14, 8, ["neuron_major"] * 14))
+        self.assertEqual(report["gate"], ["interleaved"] * 14)
         self.assertEqual(report["bytes_out"], whole.stat().st_size)
 
         kills, layers = 0, 0
@@ -88,6 +89,7 @@ class Pack(unittest.TestCase):
         out = self.path / "out.gguf"
         self.refused(USAGE, TINY, says="name two files")
         self.refused(USAGE, TINY, out, "--down", "sideways", says="sideways")
+        self.refused(USAGE, TINY, out, "--gate", "sideways", says="sideways")
         self.refused(USAGE, TINY, TINY, "--force", says="over the input")
         self.refused(BAD_MODEL, self.path / "missing.gguf", out, says="missing.gguf")
         out.write_bytes(b"mine")
@@ -123,9 +125,15 @@ class Pack(unittest.TestCase):
     def test_inspect_and_verify(self):
         out = self.path / "out.gguf"
         must("pack", TINY, out)
-        self.assertRegex(must("inspect", out), r"packed: \d+ layers of \d+ slabs of [\d.]+ KiB, [\d.]+ % padding, down neuron_major")
+        self.assertRegex(must("inspect", out), r"packed: \d+ layers of \d+ slabs of [\d.]+ KiB, [\d.]+ % padding, down neuron_major, gate interleaved, version 2")
         described = must_json("inspect", out, "--json")
         self.assertIn("slab_bytes", described["packed"])
+        self.assertEqual((described["packed"]["version"], set(described["packed"]["gate"])), (2, {"interleaved"}))
+        rows, again = self.path / "rows.gguf", self.path / "again.gguf"
+        must("pack", out, rows, "--gate", "row_major")
+        self.assertIn("gate row_major", must("inspect", rows))
+        must("pack", rows, again)
+        self.assertEqual(again.read_bytes(), out.read_bytes())
         self.assertIn("as they were packed", must("inspect", out, "--verify"))
         self.assertEqual(must_json("inspect", out, "--verify", "--json")["damaged"], [])
         data = bytearray(out.read_bytes())

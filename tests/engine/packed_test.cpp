@@ -23,11 +23,12 @@ std::filesystem::path bundled() {
   return std::filesystem::path(root == nullptr ? "." : root) / "tools/tiny_model/tiny-smallthinker-q4_0.gguf";
 }
 
-std::filesystem::path packed(const test::TempDir& dir, PackDown down) {
+std::filesystem::path packed(const test::TempDir& dir, PackDown down, PackGate gate = PackGate::automatic) {
   PackOptions o;
   o.in = bundled();
   o.out = dir / "packed.gguf";
   o.down = down;
+  o.gate = gate;
   const auto report = pack_model(o);
   EXPECT_TRUE(report) << report.error().message;
   return o.out;
@@ -77,12 +78,39 @@ TEST(PackedEngine, TheSameBitsInEitherOrderResidentAndStreamed) {
   const Answer plain = answer(bundled(), false);
   ASSERT_EQ(plain.logits.size(), 12u);
   EXPECT_THAT(plain.text, HasSubstr("Der alte Lehrer"));
-  for (const PackDown down : {PackDown::row_major, PackDown::neuron_major}) {
-    const test::TempDir dir;
-    const auto model = packed(dir, down);
-    EXPECT_EQ(answer(model, false).logits, plain.logits);
-    EXPECT_EQ(answer(model, true).logits, plain.logits);
+  for (const PackDown down : {PackDown::row_major, PackDown::neuron_major})
+    for (const PackGate gate : {PackGate::row_major, PackGate::interleaved}) {
+      const test::TempDir dir;
+      const auto model = packed(dir, down, gate);
+      EXPECT_EQ(answer(model, false).logits, plain.logits);
+      EXPECT_EQ(answer(model, true).logits, plain.logits);
+    }
+}
+
+// Where the file has them, and nowhere else.
+TEST(PackedEngine, InterleavedGatesAreUsedWhereTheyLie) {
+  const test::TempDir dir;
+  const auto path = packed(dir, PackDown::automatic);
+  const auto file = load_model(path);
+  ASSERT_TRUE(file) << file.error().message;
+  for (const bool streamed : {false, true}) {
+    const auto engine = open(path, streamed);
+    ASSERT_TRUE(engine);
+    for (size_t i = 0; i < file->layers.size(); ++i) {
+      const Weight &there = file->layers[i].gate, &used = engine->model().layers[i].gate;
+      ASSERT_TRUE(there.interleaved);
+      EXPECT_TRUE(used.interleaved);
+      EXPECT_EQ(used.stride, there.stride);  // that of slabs; a copy has its own
+    }
+    EXPECT_TRUE(engine->model().layers[0].q.interleaved);
+    EXPECT_THAT(engine->repacked(), HasSubstr("interleaved"));
   }
+  // Row-major ones of a resident model move, as they always did.
+  const test::TempDir other;
+  const auto engine = open(packed(other, PackDown::automatic, PackGate::row_major), false);
+  ASSERT_TRUE(engine);
+  EXPECT_TRUE(engine->model().layers[0].gate.interleaved);
+  EXPECT_NE(engine->model().layers[0].gate.stride, file->layers[0].gate.stride);
 }
 
 TEST(PackedEngine, ADamagedExpertIsAnErrorAndNoWrongToken) {

@@ -54,7 +54,8 @@ void write_good(const std::filesystem::path& folder) {
   GgufWriter q = tiny_smallthinker(quantised);
   q.alignment = 64;
   q.u32("general.alignment", 64).write(folder / "good-q4_0.gguf");
-  tiny_packed(quantised, DownLayout::neuron_major).write(folder / "good-packed-q4_0.gguf");
+  tiny_packed(quantised, DownLayout::neuron_major, 1).write(folder / "good-packed-q4_0.gguf");
+  tiny_packed(quantised, DownLayout::neuron_major).write(folder / "good-packed-interleaved.gguf");
 }
 
 void write_bad(const std::filesystem::path& folder) {
@@ -77,8 +78,9 @@ void write_bad(const std::filesystem::path& folder) {
     change(w);
     w.write(folder / (std::string("bad-packed-") + name + ".gguf"));
   };
-  changed_packed("version", [](auto& w) { w.u32(kPackedVersion, 2); });
+  changed_packed("version", [](auto& w) { w.u32(kPackedVersion, 3); });
   changed_packed("sums", [](auto& w) { w.template array<uint64_t>(kPackedXxh3, MetaType::u64, {1}); });
+  changed_packed("gate", [](auto& w) { w.texts(kPackedGate, {"interleaved"}); });
   changed_packed("layout", [](auto& w) { w.texts(kPackedDown, {"sideways"}); });
   changed("nan-router", [](auto& w) {
     const float nan = std::numeric_limits<float>::quiet_NaN();

@@ -2,21 +2,24 @@
 // Packed models by the book (core/model/packed.h), written apart from the packer: what it must give, and what readers and fuzzers are shown.
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/experts/checksum.h"
+#include "core/model/interleaved.h"
 #include "core/model/neuron_major.h"
 #include "core/model/packed.h"
 #include "tests/model/tiny_models.h"
 
 namespace fth::test {
 
-// The tiny model of this shape; `down` is row_major or neuron_major, or by_neuron where the shape says down_transposed.
-inline GgufWriter tiny_packed(const TinyShape& s, DownLayout down) {
+// The tiny model of this shape; `down` is row_major or neuron_major, or by_neuron where the shape says down_transposed. Version 2 has gates interleaved where
+// that can be and `interleaved` does not say otherwise.
+inline GgufWriter tiny_packed(const TinyShape& s, DownLayout down, uint32_t version = 2, std::optional<bool> interleaved = {}) {
   GgufWriter w = tiny_smallthinker(s);
   w.alignment = kSlabAlignment;
-  w.u32("general.alignment", kSlabAlignment).u32(kPackedVersion, 1);
+  w.u32("general.alignment", kSlabAlignment).u32(kPackedVersion, version);
   const std::string type = s.matrix == GgmlType::f32    ? "f32"
                            : s.matrix == GgmlType::f16  ? "f16"
                            : s.matrix == GgmlType::q4_0 ? "q4_0"
@@ -24,6 +27,9 @@ inline GgufWriter tiny_packed(const TinyShape& s, DownLayout down) {
                                                         : "q4_k";
   w.texts(kPackedTypes, std::vector<std::string>(size_t{3} * s.n_layer, type));
   w.texts(kPackedDown, std::vector<std::string>(s.n_layer, std::string(kDownLayoutNames[static_cast<size_t>(down)])));
+  const DType dtype = *dtype_from_name(type);
+  const bool panels = version >= 2 && interleaved.value_or(check_interleaved(dtype, s.n_ff, s.n_embd).has_value());
+  if (version >= 2) w.texts(kPackedGate, std::vector<std::string>(s.n_layer, panels ? "interleaved" : "row_major"));
   std::vector<uint64_t> sums;
   for (uint32_t i = 0; i < s.n_layer; ++i) {
     const std::string b = "blk." + std::to_string(i) + ".";
@@ -35,11 +41,11 @@ inline GgufWriter tiny_packed(const TinyShape& s, DownLayout down) {
     for (size_t e = 0; e < s.n_expert; ++e) {
       Bytes one(stored.begin() + static_cast<ptrdiff_t>(e * n), stored.begin() + static_cast<ptrdiff_t>((e + 1) * n));
       if (down == DownLayout::neuron_major) {
-        const DType dtype = *dtype_from_name(type);
         if (!to_neuron_major(dtype, s.n_embd, s.n_ff, stored.data() + e * n, one.data())) throw std::logic_error("no such order");
       }
       std::byte* const slab = slabs.data() + e * layout.bytes;
       std::memcpy(slab, gate.data() + e * n, n);
+      if (panels && !to_interleaved(dtype, s.n_ff, s.n_embd, gate.data() + e * n, slab)) throw std::logic_error("no such order");
       std::memcpy(slab + layout.up, up.data() + e * n, n);
       std::memcpy(slab + layout.down, one.data(), n);
       sums.push_back(xxh3_64({std::span(slab, n), std::span(slab + layout.up, n), std::span(slab + layout.down, n)}));

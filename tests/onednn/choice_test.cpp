@@ -9,6 +9,8 @@
 #include <set>
 
 #include "core/engine/engine.h"
+#include "core/model/pack.h"
+#include "tests/model/files.h"
 
 namespace fth {
 namespace {
@@ -82,6 +84,38 @@ TEST(OnednnChoice, TimesAreKeptAndUsedAgain) {
   auto third = Engine::open(o);
   ASSERT_TRUE(third) << third.error().message;
   EXPECT_EQ((*third)->expert_choice().note, "measured now");
+}
+
+TEST(OnednnChoice, TakesGatesInPanelsResidentStreamedAndPacked) {
+  EngineOptions o = options();
+  o.expert_times.load = [](const std::string&) { return onednn_for_batches(); };
+  EngineOptions as_file = o;
+  as_file.repack = Repack::off;
+  std::set<std::string> devices;
+  auto rows = Engine::open(as_file);
+  ASSERT_TRUE(rows) << rows.error().message;
+  EXPECT_FALSE((*rows)->model().layers[0].gate.interleaved);
+  const std::vector<float> expected = logits_after(**rows, 40, &devices);
+  EXPECT_EQ(devices, (std::set<std::string>{"cpu", "onednn:0"}));
+  const auto same = [&](const EngineOptions& with) {
+    auto engine = Engine::open(with);
+    ASSERT_TRUE(engine) << engine.error().message;
+    EXPECT_TRUE((*engine)->model().layers[0].gate.interleaved);
+    EXPECT_THAT((*engine)->repacked(), testing::Not(HasSubstr("left as they are")));
+    std::set<std::string> used;
+    EXPECT_EQ(logits_after(**engine, 40, &used), expected);
+    EXPECT_EQ(used, devices);
+  };
+  same(o);
+  const test::TempDir dir;
+  PackOptions packing;
+  packing.in = o.model;
+  packing.out = o.model = dir / "packed.gguf";
+  ASSERT_TRUE(pack_model(packing));
+  same(o);
+  o.experts = ExpertPlacement::streamed;
+  o.stream.slots = 12;
+  same(o);
 }
 
 TEST(OnednnChoice, EachBucketHasItsDeviceAndStreamingChangesNoBit) {

@@ -8,6 +8,7 @@
 
 #include "backends/onednn/plan.h"
 #include "core/base/half.h"
+#include "core/model/interleaved.h"
 #include "core/model/neuron_major.h"
 
 namespace fth::onednn {
@@ -128,8 +129,8 @@ TEST_F(Onednn, NeuronMajorTilesAreThoseOfRows) {
     std::vector<std::byte> rows(static_cast<size_t>(kRows) * row_bytes(type, kCols)), neurons(rows.size());
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::byte>(i * 167 + i / 251);
     ASSERT_TRUE(to_neuron_major(type, kRows, kCols, rows.data(), neurons.data()));
-    const WeightView a{rows.data(), static_cast<uint16_t>(type), false, kRows, kCols, row_bytes(type, kCols)};
-    const WeightView b{neurons.data(), static_cast<uint16_t>(type), true, kRows, kCols, 0};
+    const WeightView a{rows.data(), static_cast<uint16_t>(type), false, false, kRows, kCols, row_bytes(type, kCols)};
+    const WeightView b{neurons.data(), static_cast<uint16_t>(type), true, false, kRows, kCols, 0};
     for (const auto& [row, n] : {std::pair<int64_t, int64_t>{0, 64}, {64, 32}}) {
       std::vector<uint8_t> codes[2];
       std::vector<float> scales[2];
@@ -144,6 +145,35 @@ TEST_F(Onednn, NeuronMajorTilesAreThoseOfRows) {
               << name(type) << r << ' ' << i;
       EXPECT_EQ(std::memcmp(scales[0].data(), scales[1].data(), scales[0].size() * sizeof(float)), 0);
     }
+  }
+}
+
+TEST_F(Onednn, InterleavedTilesAreThoseOfRows) {
+  constexpr int64_t kRows = 80, kCols = 288;  // 64 rows and 16, 256 columns and 32
+  for (const DType type : {DType::q4_0, DType::q4_1}) {
+    std::vector<std::byte> rows(static_cast<size_t>(kRows) * row_bytes(type, kCols)), panels(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::byte>((i * 167 + i / 251) & 0xbf);  // no NaN among scales
+    ASSERT_TRUE(to_interleaved(type, kRows, kCols, rows.data(), panels.data()));
+    const WeightView a{rows.data(), static_cast<uint16_t>(type), false, false, kRows, kCols, row_bytes(type, kCols)};
+    const WeightView b{panels.data(), static_cast<uint16_t>(type), false, true, kRows, kCols, row_bytes(type, kCols)};
+    for (const auto& [row, n] : {std::pair<int64_t, int64_t>{0, 64}, {64, 16}})
+      for (const auto& [k0, depth] : {std::pair<int64_t, int64_t>{0, 256}, {256, 32}}) {
+        const auto tile = [&](const WeightView& w) { return TileArgs{.weight = &w, .row = row, .n = n, .k0 = k0, .depth = depth}; };
+        std::vector<float> values[2] = {std::vector<float>(static_cast<size_t>(kTile * kChunk)), {}};
+        values[1] = values[0];
+        tiles().floats(tile(a), values[0].data());
+        tiles().floats(tile(b), values[1].data());
+        EXPECT_EQ(values[0], values[1]) << name(type) << row << ' ' << k0;
+        EXPECT_NE(values[0], std::vector<float>(values[0].size()));
+        if (type != DType::q4_0) continue;
+        std::vector<uint8_t> codes[2] = {std::vector<uint8_t>(values[0].size()), {}};
+        std::vector<float> scales[2] = {std::vector<float>(static_cast<size_t>(kChunk / kGroup * kTile)), {}};
+        codes[1] = codes[0], scales[1] = scales[0];
+        tiles().codes(tile(a), codes[0].data(), scales[0].data());
+        tiles().codes(tile(b), codes[1].data(), scales[1].data());
+        EXPECT_EQ(codes[0], codes[1]);
+        EXPECT_EQ(scales[0], scales[1]);
+      }
   }
 }
 

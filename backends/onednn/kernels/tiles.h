@@ -21,11 +21,13 @@ struct WeightView {
   const std::byte* data;
   uint16_t type;
   bool neuron_major;  // core/model/neuron_major.h; else rows of row_bytes
+  bool interleaved;   // panels of 16 rows (core/model/interleaved.h): q4_0 and q4_1; not with neuron_major
   int64_t n_rows, k;
   uint64_t row_bytes;
 };
 
-// Rows [row, row + n) and values [k0, k0 + depth) of a matrix, n <= kTile, depth <= kChunk, k0 a multiple of kChunk. What lies beyond n or k is zero.
+// Rows [row, row + n) and values [k0, k0 + depth) of a matrix, n <= kTile, depth <= kChunk, k0 a multiple of kChunk. What lies beyond n or k is zero. Of an
+// interleaved matrix row and n are multiples of 16.
 struct TileArgs {
   const WeightView* weight;
   int64_t row, n, k0, depth;  // depth: a multiple of kGroup
