@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "core/base/check.h"
@@ -14,7 +15,9 @@ namespace fth {
 namespace {
 
 constexpr uint32_t kRepeats = 100;  // after EINTR, EAGAIN, ECANCELED and short counts: none is a fault, but a read that never gets on is
-constexpr uint32_t kFailures = 3;   // tries in all after EIO and the like: flash recovers from some
+constexpr uint32_t kAtOnce =
+    20;  // of those repeats; the rest wait a little, since a hundred refusals take the kernel less than a millisecond
+constexpr uint32_t kFailures = 3;  // tries in all after EIO and the like: flash recovers from some
 
 double seconds(std::chrono::steady_clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
@@ -211,6 +214,7 @@ std::optional<Error> Loader::judge(Piece* p, int64_t count) {
   if (count == -EINTR || count == -EAGAIN || count == -ECANCELED) {
     if (++p->repeats > kRepeats)
       return lost(Code::unavailable, std::string(std::strerror(static_cast<int>(-count))) + ", " + std::to_string(kRepeats) + " times");
+    if (p->repeats > kAtOnce && count != -EINTR) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return std::nullopt;
   }
   if (++p->failures < kFailures) return std::nullopt;

@@ -28,6 +28,15 @@ def finished_layers(state):
 
 
 class Pack(unittest.TestCase):
+    @classmethod
+    def long_model(cls):
+        """Made once; packing only reads it."""
+        if not hasattr(cls, "made"):
+            cls.made = tempfile.TemporaryDirectory(dir=program.models_folder() if program.models_folder().exists() else None)
+            cls.addClassCleanup(cls.made.cleanup)
+            make_model(pathlib.Path(cls.made.name) / "in.gguf")
+        return pathlib.Path(cls.made.name) / "in.gguf"
+
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory(dir=program.models_folder() if program.models_folder().exists() else None)
         self.addCleanup(self.folder.cleanup)
@@ -40,9 +49,8 @@ class Pack(unittest.TestCase):
         self.assertIn(says, done.stderr)
 
     def test_killed_and_continued(self):
-        model, whole, out = (self.path / name for name in ("in.gguf", "whole.gguf", "out.gguf"))
+        model, whole, out = self.long_model(), self.path / "whole.gguf", self.path / "out.gguf"
         part, state = self.path / "out.gguf.part", self.path / "out.gguf.part.state"
-        make_model(model)
         report = must_json("pack", model, whole, "--json")
         self.assertEqual((report["layers"], report["experts_per_layer"], report["down"]), (14, 8, ["neuron_major"] * 14))
         self.assertEqual(report["gate"], ["interleaved"] * 14)
@@ -74,8 +82,7 @@ class Pack(unittest.TestCase):
         self.assertFalse(part.exists() or state.exists())
 
     def test_interrupt_is_said(self):
-        model, out = self.path / "in.gguf", self.path / "out.gguf"
-        make_model(model)
+        model, out = self.long_model(), self.path / "out.gguf"
         process = subprocess.Popen([program.program_path(), "pack", model, out], stderr=subprocess.PIPE, text=True)
         while process.poll() is None and finished_layers(self.path / "out.gguf.part.state") < 1:
             time.sleep(0.0005)

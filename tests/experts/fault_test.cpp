@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -125,13 +126,34 @@ TEST(Faults, EioThatStaysNamesThePlaceAndSparesTheRest) {
 }
 
 TEST(Faults, AReadThatNeverGetsOnEnds) {
-  const ExpertFiles files(Shape{});
+  Shape shape;
+  shape.packed = true;  // one read for an expert
+  const ExpertFiles files(shape);
   for (const int64_t fault : {int64_t{-EINTR}, int64_t{-EAGAIN}, int64_t{-ECANCELED}, int64_t{100}}) {
     Faults faults;
     faults.plan = [fault](const BlockReader::Read&) { return fault; };
     const auto store = open_store(files, 6, faults);
-    auto lease = store->request(0, kThree);
+    const std::vector<int32_t> one{2};
+    auto lease = store->request(0, one);
     EXPECT_EQ(failure(&*lease).code, fault > 0 ? Code::data_loss : Code::unavailable);
+  }
+}
+
+// Refusals come back at once: without a pause a hundred of them are over before the kernel has a worker again.
+TEST(Faults, AKernelThatIsShortOfWorkersIsWaitedFor) {
+  const ExpertFiles files(Shape{});
+  for (const int64_t fault : {int64_t{-EAGAIN}, int64_t{-ECANCELED}}) {
+    std::optional<std::chrono::steady_clock::time_point> first;
+    Faults faults;
+    faults.plan = [&](const BlockReader::Read&) {
+      const auto now = std::chrono::steady_clock::now();
+      if (!first) first = now;
+      return now - *first < std::chrono::milliseconds(25) ? fault : 0;
+    };
+    const auto store = open_store(files, 6, faults);
+    auto lease = store->request(0, kThree);
+    EXPECT_EQ(drain(files, *store, 0, &*lease).size(), 3u);
+    EXPECT_GT(store->stats().retries, 20u);
   }
 }
 
