@@ -51,10 +51,9 @@ class PreadReader final : public BlockReader {
       const std::lock_guard lock(mutex_);
       waiting_.insert(waiting_.end(), reads.begin(), reads.end());
     }
-    if (reads.size() == 1)
-      work_.notify_one();
-    else
-      work_.notify_all();
+    // All, also for one read: glibc before 2.41 can lose the only signal where several threads wait (bug 25847), and a read that nobody makes is waited for
+    // for ever. Seen with 2.36 under load: one read waiting, eight threads asleep.
+    work_.notify_all();
   }
 
   void collect(std::vector<Done>* out, bool wait) override {
