@@ -104,7 +104,8 @@ struct Check {
     }
     x.resize(static_cast<size_t>(kPanel * kCheckedDepth));
     for (size_t i = 0; i < x.size(); ++i) x[i] = i / static_cast<size_t>(kGroup) % 7 == 0 ? 1.0f : random.unit();
-    view = {weights.data(), static_cast<uint16_t>(type), false, false, kTile, kCheckedDepth, static_cast<uint64_t>(kGroups) * t.block_bytes};
+    view = {
+        weights.data(), static_cast<uint16_t>(type), false, false, kTile, kCheckedDepth, static_cast<uint64_t>(kGroups) * t.block_bytes};
   }
 
   void pack(const TileTable& tiles, const Products& products, int64_t p) {

@@ -188,7 +188,8 @@ Result<> Engine::Impl::choose_experts() {
   const Layer& l = model->layers[0];
   std::string key = "experts " + std::to_string(l.gate.cols) + "x" + std::to_string(l.gate.rows) + " " + std::string(name(l.gate.dtype)) +
                     " " + std::string(name(l.up.dtype)) + " " + std::string(name(l.down.dtype)) + " order " +
-                    std::to_string(static_cast<int>(l.down_layout)) + (l.gate.interleaved ? ", gates interleaved, " : ", ") + std::to_string(registry->pool().n_threads()) + " threads";
+                    std::to_string(static_cast<int>(l.down_layout)) + (l.gate.interleaved ? ", gates interleaved, " : ", ") +
+                    std::to_string(registry->pool().n_threads()) + " threads";
   for (const size_t d : choice.candidates)
     key += "; " + device(d).name() + ", " + device(d).info().description + ", " + device(d).api().build;
   std::vector<double> flat;

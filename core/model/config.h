@@ -68,7 +68,7 @@ struct Config {
   Activation activation = Activation::relu;
   Gating gating = Gating::sigmoid;  // when n_expert > 0
   bool down_transposed = false;     // expert down stored [n_ff, n_embd], a row per neuron; of unpacked files
-  int32_t packed = 0;               // version of the format in which an expert's matrices lie together (core/model/packed.h); 0: they do not
+  int32_t packed = 0;  // version of the format in which an expert's matrices lie together (core/model/packed.h); 0: they do not
   bool is_sparse() const { return n_expert > 0; }
 };
 

@@ -309,12 +309,13 @@ Result<> Packer::expert(const LayerPlan& l, size_t e, std::byte* slab) const {
   const Layer& layer = *l.layer;
   const std::byte* const gate = layer.gate.data + e * layer.gate.stride;
   if (model_.config.packed != 0 && slab_xxh3(gate, l.parts) != layer.xxh3[e])
-    return fail(Code::data_loss,
-                message(o_.in.native(), ": expert ", e, " of layer ", &l - plan_.layers.data(), " is damaged; `inspect --verify` lists all"));
+    return fail(Code::data_loss, message(o_.in.native(), ": expert ", e, " of layer ", &l - plan_.layers.data(),
+                                         " is damaged; `inspect --verify` lists all"));
   if (l.gate_interleaved == layer.gate.interleaved) {
     std::memcpy(slab, gate, l.parts.gate);
   } else {
-    FTH_RETURN_IF_ERROR((l.gate_interleaved ? to_interleaved : from_interleaved)(layer.gate.dtype, layer.gate.rows, layer.gate.cols, gate, slab));
+    FTH_RETURN_IF_ERROR(
+        (l.gate_interleaved ? to_interleaved : from_interleaved)(layer.gate.dtype, layer.gate.rows, layer.gate.cols, gate, slab));
   }
   std::memcpy(slab + l.slab.up, layer.up.data + e * layer.up.stride, l.parts.up);
   const std::byte* const down = layer.down.data + e * layer.down.stride;

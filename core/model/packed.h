@@ -26,7 +26,7 @@ inline constexpr std::string_view kPackedVersion = "forethought.packed.version",
 inline constexpr int64_t kPackedFormat = 2;  // what is written; 1 and 2 are read
 inline constexpr uint64_t kSlabAlignment = 4096, kSlabPartAlignment = 64;
 inline constexpr std::string_view kDownLayoutNames[] = {"row_major", "by_neuron", "neuron_major"};  // by DownLayout
-inline constexpr std::string_view kGateOrderNames[] = {"row_major", "interleaved"};                  // by Weight::interleaved
+inline constexpr std::string_view kGateOrderNames[] = {"row_major", "interleaved"};                 // by Weight::interleaved
 
 // Where the parts of an expert lie in its slab: gate at 0.
 struct SlabLayout {

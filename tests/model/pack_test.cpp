@@ -493,8 +493,9 @@ TEST(PackedModel, MalformedOnesAreRefused) {
   refused(Code::data_loss, "is 'sideways' for layer 0", [&](GgufWriter& w) { w.texts(kPackedDown, all("sideways", 5)); });
   refused(Code::data_loss, "has 4 elements", [&](GgufWriter& w) { w.texts(kPackedGate, all("row_major", 4)); });
   refused(Code::data_loss, "another type", [&](GgufWriter& w) { w.array<uint32_t>(kPackedGate, MetaType::u32, {0, 0, 0, 0, 0}); });
-  refused(Code::data_loss, "is 'upright' for layer 2",
-          [&](GgufWriter& w) { w.texts(kPackedGate, {"row_major", "interleaved", "upright", "row_major", "row_major"}); });
+  refused(Code::data_loss, "is 'upright' for layer 2", [&](GgufWriter& w) {
+    w.texts(kPackedGate, {"row_major", "interleaved", "upright", "row_major", "row_major"});
+  });
   refused(Code::data_loss, "is \"interleaved\" for layer 0: interleaved rows: q8_0",
           [&](GgufWriter& w) { w.texts(kPackedTypes, all("q8_0", 15)); });
   TinyShape odd = shape(GgmlType::q4_0, 32, 24);

@@ -163,7 +163,8 @@ std::string packed_text(const Model& model) {
   for (const DownLayout d : s.down) downs += (downs.empty() ? "" : " and ") + std::string(kDownLayoutNames[static_cast<size_t>(d)]);
   return text("packed: %lld layers of %lld slabs of ", static_cast<long long>(model.config.n_layer),
               static_cast<long long>(model.config.n_expert)) +
-         format_bytes(s.largest) + text(", %.1f %% padding, down ", 100 * (1 - used)) + downs + ", gate " + gates + text(", version %d", model.config.packed);
+         format_bytes(s.largest) + text(", %.1f %% padding, down ", 100 * (1 - used)) + downs + ", gate " + gates +
+         text(", version %d", model.config.packed);
 }
 
 std::string model_text(const Model& model) {
@@ -243,12 +244,9 @@ boost::json::object inspect_json(const Gguf& file, const Result<Model>& model, b
         down.push_back(boost::json::string(kDownLayoutNames[static_cast<size_t>(layer.down_layout)]));
         gate.push_back(boost::json::string(kGateOrderNames[layer.gate.interleaved_in_file ? 1 : 0]));
       }
-      out["packed"] = {{"version", model->config.packed},
-                       {"slab_bytes", s.largest},
-                       {"slabs", expert_sizes(*model).count},
-                       {"bytes", s.bytes},
-                       {"down", std::move(down)},
-                       {"gate", std::move(gate)}};
+      out["packed"] = {
+          {"version", model->config.packed}, {"slab_bytes", s.largest}, {"slabs", expert_sizes(*model).count}, {"bytes", s.bytes},
+          {"down", std::move(down)},         {"gate", std::move(gate)}};
     }
     out["experts"] = {{"per_layer", model->config.n_expert}, {"top_k", model->config.top_k}, {"count", e.count},
                       {"smallest_bytes", e.smallest},        {"largest_bytes", e.largest},   {"bytes", e.all}};

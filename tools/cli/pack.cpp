@@ -36,7 +36,7 @@ void describe(PackFlags& f, po::options_description& options) {
        "down matrices: auto (default: by neuron where it is lossless), row_major or neuron_major")  //
       ("gate", po::value(&f.gate)->value_name("ORDER"),
        "gates: auto (default: interleaved where their type has it), row_major or interleaved")  //
-      ("force", po::bool_switch(&f.force), "replace the output when it exists")                     //
+      ("force", po::bool_switch(&f.force), "replace the output when it exists")                 //
       ("override", po::value(&f.overrides)->value_name("KEY=VALUE"),
        "replace a value while reading, as for run; it is not written into the output (may be repeated)");
   add_common(f, options, "print one JSON object");
