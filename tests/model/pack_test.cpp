@@ -94,7 +94,7 @@ TEST(Pack, GivesTheBytesOfTheFormat) {
       {shape(GgmlType::q4_0), PackDown::neuron_major, DownLayout::neuron_major, PackGate::interleaved, true},
       {shape(GgmlType::q4_0), PackDown::row_major, DownLayout::row_major, PackGate::automatic, true},
       {shape(GgmlType::q4_0), PackDown::automatic, DownLayout::neuron_major, PackGate::row_major, false},
-      {many, PackDown::automatic, DownLayout::neuron_major},
+      {many, PackDown::automatic, DownLayout::neuron_major, PackGate::automatic, true},
       {shape(GgmlType::f32, 24, 20), PackDown::automatic, DownLayout::row_major},
       {shape(GgmlType::f16, 24, 7), PackDown::automatic, DownLayout::row_major},
       {wide, PackDown::automatic, DownLayout::row_major},
@@ -157,7 +157,7 @@ TEST(Pack, TheModelIsTheSame) {
       EXPECT_EQ(m.gate.stride % kSlabAlignment, 0u);
       const bool by_neuron = type != GgmlType::f16;
       ASSERT_EQ(m.down_layout, by_neuron ? DownLayout::neuron_major : DownLayout::row_major);
-      const bool panels = type == GgmlType::q4_0;
+      const bool panels = type != GgmlType::f16;
       ASSERT_EQ(std::pair(m.gate.interleaved, m.gate.interleaved_in_file), std::pair(panels, panels));
       const size_t n = l.down.expert_bytes();
       for (size_t e = 0; e < static_cast<size_t>(a.n_expert); ++e) {
@@ -368,8 +368,8 @@ TEST(Pack, RefusesAnOrderThatALayerCannotHave) {
   p.expect_refused(o, Code::invalid_argument, "by neuron");
   o = p.options();
   o.gate = PackGate::interleaved;
-  tiny_smallthinker(shape(GgmlType::q8_0)).write(p.in);
-  p.expect_refused(o, Code::invalid_argument, "layer 0: gate: interleaved rows: q8_0");
+  tiny_smallthinker(shape(GgmlType::f16)).write(p.in);
+  p.expect_refused(o, Code::invalid_argument, "layer 0: gate: interleaved rows: f16");
 }
 
 TEST(Pack, PackedAgainInTheNewestFormatOrInOtherOrders) {
@@ -496,8 +496,10 @@ TEST(PackedModel, MalformedOnesAreRefused) {
   refused(Code::data_loss, "is 'upright' for layer 2", [&](GgufWriter& w) {
     w.texts(kPackedGate, {"row_major", "interleaved", "upright", "row_major", "row_major"});
   });
-  refused(Code::data_loss, "is \"interleaved\" for layer 0: interleaved rows: q8_0",
-          [&](GgufWriter& w) { w.texts(kPackedTypes, all("q8_0", 15)); });
+  refused(Code::data_loss, "is \"interleaved\" for layer 0: interleaved rows: f16", [&](GgufWriter& w) {
+    w.texts(kPackedTypes, all("f16", 15));
+    w.texts(kPackedDown, all("row_major", 5));
+  });
   TinyShape odd = shape(GgmlType::q4_0, 32, 24);
   odd.down_transposed = true;
   GgufWriter no_panels = tiny_packed(odd, DownLayout::by_neuron);
