@@ -209,14 +209,14 @@ void AttentionWork::operator()(int64_t item) const {
 }
 
 void prefetch_cells(const AttentionStep& s, const Run& run) {
-  constexpr int64_t kBytes = 64 * 1024;  // of keys, and as many of values
+  constexpr int64_t kBlock = 64;  // the kernels ask for each block of cells while they multiply the one before
   const auto cell_bytes = static_cast<int64_t>(row_bytes(s.cache_type, s.kv_heads * s.head_dim));
-  const int64_t seen = std::min({run.pos, s.window > 0 ? s.window - 1 : run.pos, s.cells, kBytes / cell_bytes});
   std::byte *const *const k = s.paged ? run.slots + s.k_pages : &run.values[s.k_cache], *const *const v = s.paged ? run.slots + s.v_pages
                                                                                                                   : &run.values[s.v_cache];
-  for (int64_t p = run.pos - seen; p < run.pos;) {
+  const int64_t first = s.window > 0 ? std::max<int64_t>(0, run.pos - s.window + 1) : 0;
+  for (int64_t p = first, end = std::min(run.pos, (first / kBlock + 1) * kBlock); p < end;) {
     const int64_t cell = p % s.cells, page = cell / s.page_cells, in_page = cell % s.page_cells;
-    const int64_t n = std::min({run.pos - p, s.page_cells - in_page, s.cells - cell});
+    const int64_t n = std::min({end - p, s.page_cells - in_page, s.cells - cell});
     if (page < (s.paged ? run.n_slots : 1) && k[page] && v[page])
       for (int64_t at = in_page * cell_bytes; at < (in_page + n) * cell_bytes; at += 64) {
         __builtin_prefetch(k[page] + at);

@@ -52,7 +52,7 @@ class MatmulWork {
   int64_t all_rows_ = 0, items_ = 0;
 };
 
-// Asks for the cells that a token's attention reads, as many of the last ones as an L2 cache has room for: its products are computed meanwhile.
+// Asks for the first block of cells that a token's attention reads: its products are computed meanwhile.
 void prefetch_cells(const AttentionStep& step, const Run& run);
 
 // Runs the steps from steps[at] on that share a loop, one at least, and moves `at` behind them.
