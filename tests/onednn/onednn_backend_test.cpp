@@ -158,7 +158,12 @@ TEST_F(Onednn, InterleavedTilesAreThoseOfRows) {
     const WeightView b{panels.data(), static_cast<uint16_t>(type), false, true, kRows, kCols, row_bytes(type, kCols)};
     for (const auto& [row, n] : {std::pair<int64_t, int64_t>{0, 64}, {64, 16}})
       for (const auto& [k0, depth] : {std::pair<int64_t, int64_t>{0, 256}, {256, 32}}) {
-        const auto tile = [&](const WeightView& w) { return TileArgs{.weight = &w, .row = row, .n = n, .k0 = k0, .depth = depth}; };
+        const TileArgs at{.weight = nullptr, .row = row, .n = n, .k0 = k0, .depth = depth};
+        const auto tile = [&at](const WeightView& w) {
+          TileArgs of = at;
+          of.weight = &w;
+          return of;
+        };
         std::vector<float> values[2] = {std::vector<float>(static_cast<size_t>(kTile * kChunk)), {}};
         values[1] = values[0];
         tiles().floats(tile(a), values[0].data());
