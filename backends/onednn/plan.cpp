@@ -84,6 +84,8 @@ struct Planner {
     };
     FTH_RETURN_IF_ERROR(take("gate", gate, s.ff, s.width, false, &s.gate));
     s.gate.interleaved = interleaved;
+    if (interleaved && s.gate.type != DType::q4_0 && s.gate.type != DType::q4_1)
+      return ops.unsupported(sdk::text("the gate has interleaved rows of ", name(s.gate.type), ": only of q4_0 and q4_1"));
     FTH_RETURN_IF_ERROR(take("up", up, s.ff, s.width, false, &s.up));
     FTH_RETURN_IF_ERROR(take("down", down, s.width, s.ff, neuron_major, &s.down));
     plan.max_slots = std::max(plan.max_slots, s.slots);

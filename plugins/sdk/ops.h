@@ -285,8 +285,8 @@ class OpChecker {
     }
     FTH_ASSIGN_OR_RETURN(const int64_t order, integer(i, "order of the gate", 0, 1));
     if (order == 0) return false;
-    if (type(gate) != DType::q4_0 && type(gate) != DType::q4_1 && type(gate) != DType::q6_k)
-      return unsupported(text(describe("gate", gate), ": interleaved rows, which q4_0, q4_1 and q6_k have"));
+    if (type(gate) != DType::q8_0 && type(gate) != DType::q4_0 && type(gate) != DType::q4_1 && type(gate) != DType::q6_k)
+      return unsupported(text(describe("gate", gate), ": interleaved rows, which q8_0, q4_0, q4_1 and q6_k have"));
     if (ff % 16 != 0) return invalid(text(describe("gate", gate), ": ", ff, " interleaved rows, need a multiple of 16"));
     return true;
   }
