@@ -42,7 +42,8 @@ struct Planner {
   }
   // Of one matrix times `columns` columns in `passes` unpackings, over all threads.
   double seconds(const Matrix& m, double passes, double columns) const {
-    const double tiles = static_cast<double>((m.rows + kTile - 1) / kTile) * static_cast<double>(m.k) / 2560.0;
+    const int64_t tile_rows = (m.rows + kTile - 1) / kTile;
+    const double tiles = static_cast<double>(tile_rows) * static_cast<double>(m.k) / 2560.0;
     return tiles * (passes * m.products->seconds_per_tile + columns * m.products->seconds_per_column) / units.n_threads;
   }
 
@@ -52,7 +53,8 @@ struct Planner {
     FTH_ASSIGN_OR_RETURN(s.w, matrix("weight", op.weight, op.m, op.k, false, op.fine));
     const int64_t columns = (ops.n_tokens() + s.w.products->unit - 1) / s.w.products->unit * s.w.products->unit;
     s.packed = packed(op.k, columns, s.w.products->int8);
-    plan.seconds += seconds(s.w, static_cast<double>((columns + kWide - 1) / kWide), static_cast<double>(columns));
+    const int64_t passes = (columns + kWide - 1) / kWide;
+    plan.seconds += seconds(s.w, static_cast<double>(passes), static_cast<double>(columns));
     plan.steps.emplace_back(s);
     return {};
   }
