@@ -15,9 +15,8 @@ namespace fth {
 namespace {
 
 constexpr uint32_t kRepeats = 100;  // after EINTR, EAGAIN, ECANCELED and short counts: none is a fault, but a read that never gets on is
-constexpr uint32_t kAtOnce =
-    20;  // of those repeats; the rest wait a little, since a hundred refusals take the kernel less than a millisecond
-constexpr uint32_t kFailures = 3;  // tries in all after EIO and the like: flash recovers from some
+constexpr uint32_t kAtOnce = 20;    // of those; the rest wait a little, since a hundred refusals take the kernel less than a millisecond
+constexpr uint32_t kFailures = 3;   // tries in all after EIO and the like: flash recovers from some
 
 double seconds(std::chrono::steady_clock::duration d) { return std::chrono::duration<double>(d).count(); }
 

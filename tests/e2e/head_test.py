@@ -26,6 +26,13 @@ class Head(unittest.TestCase):
         self.assertEqual(done.returncode, DONE, done.stderr)
         return done
 
+    def set_format(self, version):
+        """Of the packed copies that are kept."""
+        kept = json.loads((self.cache / "packed.json").read_text())
+        for entry in kept["copies"]:
+            entry["format"] = version
+        (self.cache / "packed.json").write_text(json.dumps(kept))
+
     def test_the_same_ids(self):
         for sampling in ([], ["--repeat-penalty", "1.1"], ["--temp", "0.9", "--top-k", "20", "--top-p", "0.9", "--seed", "5"]):
             exact = self.run_here("run", "-m", TINY, *PROMPT, *sampling, "--print-ids")
@@ -140,6 +147,17 @@ class Head(unittest.TestCase):
         self.assertNotIn("written", again.stderr)
         self.assertEqual(copy.stat().st_mtime_ns, written)
         self.assertEqual({done.stdout for done in (quiet, first, again)}, {off.stdout})
+        # One in an earlier format is run where nothing is written, and replaced where something is.
+        self.set_format(1)
+        def read(*args):
+            return json.loads(self.run_here(*[a for a in args if a != "--print-ids"], "-q", "--json").stdout)["stats"]["prompt_io"]["bytes_read"]
+        plain, packed = read(*streamed, "--repack", "off"), read(*[copy if a == model else a for a in streamed])
+        self.assertNotEqual(plain, packed)
+        self.assertEqual(read(*streamed), packed)
+        self.assertEqual(copy.stat().st_mtime_ns, written)
+        self.assertIn("is written now, once", self.run_here(*streamed).stderr)
+        self.assertGreater(copy.stat().st_mtime_ns, written)
+        self.assertNotIn("written", self.run_here(*streamed).stderr)
         # Resident experts need none.
         self.assertIn("in neuron-major order", self.run_here("run", "-m", model, *PROMPT, "-v").stderr)
         copy.write_bytes(b"not a model")

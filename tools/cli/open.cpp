@@ -281,15 +281,16 @@ Result<std::filesystem::path> streamed_copy(const Model& plain, const EngineOpti
   if (!in_child(streams, why_not).value_or(false)) return options.model;
   if (!copy.use.empty()) return copy.use;
   // What takes gigabytes is not done unsaid.
+  const std::filesystem::path as_it_is = copy.older.empty() ? options.model : copy.older;
   if (!copy.write || common.quiet) {
-    if (!common.quiet) say("note: " + printable(copy.note));
-    return options.model;
+    if (!common.quiet && copy.older.empty()) say("note: " + printable(copy.note));
+    return as_it_is;
   }
   const std::string what = "experts are streamed: a packed copy of the model, " + format_bytes(copy.bytes) + ", decodes faster";
   const std::string how = " (`--repack off` runs the file as it is; `forethought cache` lists and removes copies)";
   if (depth == Depth::plan_only) {
     say("note: " + what + "; a run writes it once into the cache folder" + how);
-    return options.model;
+    return as_it_is;
   }
   say("note: " + what + " and is written now, once, where " + format_bytes(copy.free) + " are free" + how);
   auto written = packed_copy(options.model, flags, common);

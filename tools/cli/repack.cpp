@@ -164,11 +164,10 @@ AutoCopy auto_copy(const Model& model, const std::filesystem::path& path) {
   std::error_code error;
   const std::string source = std::filesystem::weakly_canonical(path, error).string();
   const Stamp stamp = stamp_of(model.file.parts());
-  std::filesystem::path older;  // a copy in a format before: it makes room for the new one, and serves where that cannot be written
   for (const Entry& e : entries())
     if (e.source == source && e.stamp == stamp && e.format >= 1 && e.format <= kFormat)
       if (const auto packed = load_model(folder() / e.name); packed && packed->config.packed) {  // else it is written again
-        (e.format == kFormat ? out.use : older) = folder() / e.name;
+        (e.format == kFormat ? out.use : out.older) = folder() / e.name;
         if (!out.use.empty()) return out;
       }
   // Slabs end at whole pages; the rest is the file's own.
@@ -188,12 +187,9 @@ AutoCopy auto_copy(const Model& model, const std::filesystem::path& path) {
     return out;
   }
   out.free = std::filesystem::space(folder(), error).available;
-  if (!older.empty()) out.free += std::filesystem::file_size(older, error);
+  if (!out.older.empty() && !error)
+    if (const uint64_t bytes = std::filesystem::file_size(out.older, error); !error) out.free += bytes;
   out.write = !error && out.free > 2 * out.bytes + kGiB;
-  if (!out.write && !older.empty()) {
-    out.use = older;
-    return out;
-  }
   if (!out.write)
     out.note = "no packed copy is written: it would take " + format_bytes(out.bytes) + " of the " + format_bytes(error ? 0 : out.free) +
                " that are free in " + folder().string() +

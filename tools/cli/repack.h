@@ -25,8 +25,9 @@ Result<> remove_packed_copy(const PackedCopy& copy);
 
 // What `--repack auto` does about a plain model whose experts are streamed.
 struct AutoCopy {
-  std::filesystem::path use;  // the copy to run, when there is a current one
-  bool write = false;         // there is none, and the disk has room for one
+  std::filesystem::path use;    // the copy to run, when there is a current one
+  bool write = false;           // there is none, and the disk has room for one
+  std::filesystem::path older;  // a copy in an earlier format: it makes room for the one that is written, and is run where none is
   uint64_t bytes = 0, free = 0;
   std::string note;  // what will be written, or why nothing is
 };
