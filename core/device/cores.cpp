@@ -106,7 +106,7 @@ std::vector<QuotaFolder> quota_folders(std::string_view text) {
 uint32_t limit_by_quota(uint32_t n_cores, std::optional<double> quota) {
   n_cores = std::max(1u, n_cores);
   if (!quota || *quota >= n_cores) return n_cores;
-  return std::max(1u, static_cast<uint32_t>(std::floor(*quota)));
+  return std::max(1u, static_cast<uint32_t>(std::floor(*quota + 0.5)));
 }
 
 std::vector<CoreKind> core_kinds(hwloc_topology_t topology, hwloc_const_cpuset_t allowed) {

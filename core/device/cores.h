@@ -27,8 +27,8 @@ struct QuotaFolder {
 // From the text of /proc/self/cgroup: the process's own group and every group above it (each one limits), under the usual mount points.
 std::vector<QuotaFolder> quota_folders(std::string_view proc_self_cgroup);
 
-// floor(quota), at least 1, at most n_cores. Rounded down: with 2 threads on 1.5 CPUs the kernel stops both for a part of each period, and
-// every barrier waits for that; 1 thread on 1.5 CPUs is never stopped.
+// The nearest number to the quota, at least 1, at most n_cores. With 2 threads on 1.5 CPUs the kernel stops both for a quarter of each period, which is
+// still more work done than 1 thread does that is never stopped (docs/benchmarks.md); on 1.25 CPUs it is not worth the pauses.
 uint32_t limit_by_quota(uint32_t n_cores, std::optional<double> quota);
 
 // Physical cores with at least one CPU in `allowed`, by kind, the fastest first. Empty if the topology knows no cores. With no word about kinds, one kind.

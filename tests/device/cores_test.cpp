@@ -30,9 +30,10 @@ TEST(Cores, CfsQuota) {
 
 TEST(Cores, QuotaRoundsDownToAtLeastOne) {
   EXPECT_EQ(limit_by_quota(64, std::nullopt), 64u);
-  EXPECT_EQ(limit_by_quota(64, 1.5), 1u);
+  EXPECT_EQ(limit_by_quota(64, 1.49), 1u);
+  EXPECT_EQ(limit_by_quota(64, 1.5), 2u);
   EXPECT_EQ(limit_by_quota(64, 0.1), 1u);
-  EXPECT_EQ(limit_by_quota(64, 2.99), 2u);
+  EXPECT_EQ(limit_by_quota(64, 2.99), 3u);
   EXPECT_EQ(limit_by_quota(2, 64.0), 2u);
   EXPECT_EQ(limit_by_quota(0, std::nullopt), 1u);
 }
