@@ -131,6 +131,20 @@ TEST_P(ByNeuron, HoldsTheExtremesOfTheCodes) {
         }
 }
 
+// 17 neurons of code 15 and activation 127 are the most whose sum fits 16 bits.
+TEST_P(ByNeuron, HoldsSumsAtTheEdgeOf16Bits) {
+  Matrices m(DType::q4_0, 160, 32);
+  std::memset(m.rows.data(), 0xff, m.rows.size());
+  for (size_t b = 0; b < m.rows.size(); b += traits(m.type).block_bytes) write_as(m.rows.data() + b, f32_to_f16(0.5f));
+  m.move();
+  for (const float sign : {1.0f, -1.0f})
+    for (const size_t n : {1u, 16u, 17u, 18u, 31u, 32u}) {
+      std::vector<float> x(32, 0.0f);
+      for (size_t i = 0; i < n; ++i) x[31 - i] = sign;
+      expect_same(m, Activations(table(), 32, 1, x), 0, 160, 1);
+    }
+}
+
 // Groups of which no neuron is alive still pass on what their scales hold, and activations that are no numbers what they are.
 TEST_P(ByNeuron, TakesSpecialNumbers) {
   constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
