@@ -187,6 +187,26 @@ TEST_F(CudaBackend, SubmitsRunInOrder) {
   ASSERT_TRUE(given_up->submit(first.bindings, first.problem.scalars));
 }
 
+TEST_F(CudaBackend, RunsAreTimedByTheDevice) {
+  expect_clock(device());
+  Bound b(device(), make("matmul m=1 k=64 n=8 w=q4_0"));
+  const auto x = b.compile();
+  ASSERT_TRUE(x);
+  ASSERT_TRUE(x->run(b.bindings, b.problem.scalars));
+  EXPECT_GE(x->device_seconds(), 0);
+  const auto under_way = x->submit(b.bindings, b.problem.scalars);
+  ASSERT_TRUE(under_way);
+  EXPECT_LT(x->device_seconds(), 0) << "of a run that nobody has waited for";
+  ASSERT_TRUE(x->wait(*under_way));
+  EXPECT_GE(x->device_seconds(), 0);
+  fail_call("seconds_between", 0, Code::unavailable);
+  EXPECT_LT(x->device_seconds(), 0);
+  fail_call("wait", 0, Code::unavailable);
+  ASSERT_FALSE(x->run(b.bindings, b.problem.scalars));
+  fail_nothing();
+  EXPECT_LT(x->device_seconds(), 0) << "of a run that failed";
+}
+
 TEST_F(CudaBackend, OptionsAreChecked) {
   EXPECT_THAT(open_plugin(FTH_CUDA_EMULATED, "color=red").error().message, AllOf(HasSubstr("'color'"), HasSubstr("measure")));
   EXPECT_THAT(open_plugin(FTH_CUDA_EMULATED, "measure=maybe").error().message, HasSubstr("need on or off"));
@@ -219,7 +239,7 @@ TEST_F(CudaBackend, OrderOfThreadsChangesNoBit) {
 TEST_F(CudaBackend, FailuresOfTheDriverAreTypedAndNamed) {
   for (const char* call : {"launch", "record", "wait"}) {
     fail_call(call, 0, Code::unavailable);
-    // The first wait is the staging's.
+    // The first record and wait are the staging's.
     const Error e = run_error(make("glu m=1 f=32"));
     EXPECT_EQ(e.code, Code::unavailable) << call << ": " << e.message;
     EXPECT_THAT(e.message, HasSubstr("cuda:0: "));

@@ -207,6 +207,8 @@ TEST_F(OpenclBackend, SubmitsRunInOrder) {
   }
 }
 
+TEST_F(OpenclBackend, RunsAreTimedByTheDevice) { expect_clock(device()); }
+
 TEST_F(OpenclBackend, OptionsAreChecked) {
   EXPECT_THAT(open("color=red").error().message, AllOf(HasSubstr("'color'"), HasSubstr("math")));
   EXPECT_THAT(open("math=f64").error().message, HasSubstr("need one of f32, f16, int8"));

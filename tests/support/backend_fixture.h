@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,6 +48,29 @@ class BackendTest : public testing::Test {
   }
   std::unique_ptr<Backend> backend_;
 };
+
+// A device's own clock: nothing before a run, and of each run something that is not longer than the wait for it from submit on.
+inline void expect_clock(const Device& device) {
+  auto small = Prepared::make(device, make("matmul m=1 k=64 n=32 w=f32")),
+       large = Prepared::make(device, make("matmul m=32 k=1024 n=512 w=f32"));
+  ASSERT_TRUE(small && large);
+  EXPECT_LT(small->device_seconds(), 0) << "before there was a run";
+  double least[2] = {1, 1};
+  for (int i = 0; i < 5; ++i) {
+    for (Prepared* const p : {&*small, &*large}) {
+      const auto begin = std::chrono::steady_clock::now();
+      ASSERT_TRUE(p->run());
+      const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - begin;
+      const double seconds = p->device_seconds();
+      EXPECT_GE(seconds, 0);
+      EXPECT_LE(seconds, wall.count());
+      double& shortest = least[p == &*large];
+      shortest = std::min(shortest, seconds);
+    }
+  }
+  EXPECT_GT(least[1], 0);
+  EXPECT_GT(least[1], least[0]) << "8192 times the work";
+}
 
 // A segment with its bindings as the test changes them.
 struct Bound {

@@ -203,6 +203,8 @@ TEST_F(VulkanBackend, SubmitsRunInOrder) {
   ASSERT_TRUE(given_up->submit(first.bindings, first.problem.scalars));
 }
 
+TEST_F(VulkanBackend, RunsAreTimedByTheDevice) { expect_clock(device()); }
+
 TEST_F(VulkanBackend, OptionsAreChecked) {
   EXPECT_THAT(open("color=red").error().message, AllOf(HasSubstr("'color'"), HasSubstr("subgroups")));
   EXPECT_THAT(open("subgroups=maybe").error().message, HasSubstr("need on or off"));
