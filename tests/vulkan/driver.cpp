@@ -76,7 +76,7 @@ struct Hook<Tag, R(VKAPI_PTR*)(A...)> {
   struct name##Tag {                                 \
     static constexpr const char* kName = "vk" #name; \
   };
-FTH_VK_INSTANCE_FUNCTIONS(FTH_VK_TAG)
+FTH_VK_TAG(CreateDevice)
 FTH_VK_DEVICE_FUNCTIONS(FTH_VK_TAG)
 
 PFN_vkVoidFunction hooked(std::string_view name, PFN_vkVoidFunction real) {
