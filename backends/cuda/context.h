@@ -41,8 +41,8 @@ class Buffer {
 // A mark of the queue, owned.
 class OwnMark {
  public:
-  static Result<OwnMark> make(Gpu& gpu) {
-    FTH_ASSIGN_OR_RETURN(const Mark mark, gpu.make_mark());
+  static Result<OwnMark> make(Gpu& gpu, MarkKind kind = MarkKind::plain) {
+    FTH_ASSIGN_OR_RETURN(const Mark mark, gpu.make_mark(kind));
     return OwnMark(gpu, mark);
   }
   OwnMark() = default;

@@ -11,7 +11,8 @@ Result<std::unique_ptr<Executable>> Executable::make(Context& context, SegmentPl
   if (x->plan_.has_status) {
     FTH_ASSIGN_OR_RETURN(x->status_, context.allocate(sizeof(uint32_t)));
   }
-  FTH_ASSIGN_OR_RETURN(x->done_, context.named(OwnMark::make(context.gpu())));
+  FTH_ASSIGN_OR_RETURN(x->begun_, context.named(OwnMark::make(context.gpu(), MarkKind::timed)));
+  FTH_ASSIGN_OR_RETURN(x->done_, context.named(OwnMark::make(context.gpu(), MarkKind::timed)));
   FTH_RETURN_IF_ERROR(x->bind_weights(weights));
   for (const Launch& l : x->plan_.launches) {
     if (l.tensors.size() > kMostTensors || l.numbers.size() > kMostNumbers)
@@ -61,6 +62,7 @@ std::byte* Executable::place(const Operand& o) const {
 
 Result<> Executable::enqueue(uint32_t pos, uint32_t tokens) {
   Gpu& gpu = context_.gpu();
+  FTH_RETURN_IF_ERROR(gpu.record(begun_.get()));
   if (status_) FTH_RETURN_IF_ERROR(gpu.clear(status_->memory(), sizeof(uint32_t)));
   for (size_t i = 0; i < plan_.launches.size(); ++i) {
     const Launch& l = plan_.launches[i];
@@ -78,6 +80,7 @@ Result<> Executable::enqueue(uint32_t pos, uint32_t tokens) {
 Result<Event*> Executable::submit(std::span<const fth_binding> bindings, const int64_t* scalars) {
   if (running_) return fail(Code::failed_precondition, text(plan_.rules.name, ": submitted again before its last run was waited for"));
   FTH_RETURN_IF_ERROR(plan_.rules.check_submit(bindings, scalars));
+  timed_ = false;
   size_t next = 0;
   for (uint32_t t = 0; t < plan_.values.size(); ++t) {
     const sdk::Value& v = plan_.values[t];
@@ -105,11 +108,18 @@ Result<> Executable::wait() {
   running_ = false;
   if (Result<> ran = context_.named(context_.gpu().wait(done_.get())); !ran)
     return tl::unexpected<Error>(std::move(ran).error().context(plan_.rules.name));
+  timed_ = true;
   if (!status_) return {};
   uint32_t bad_row = 0;
   FTH_RETURN_IF_ERROR(status_->read(0, &bad_row, sizeof bad_row));
   if (bad_row == 0) return {};
   return fail(Code::out_of_range, text(plan_.rules.name, ": the id of row ", bad_row - 1, " is no row of the table"));
+}
+
+double Executable::device_seconds() const {
+  if (!timed_) return -1;
+  const Result<double> seconds = context_.gpu().seconds_between(begun_.get(), done_.get());
+  return seconds ? *seconds : -1;
 }
 
 }  // namespace fth::cuda

@@ -19,6 +19,8 @@ class Executable {
   // failed_precondition while the last run has not been waited for.
   Result<Event*> submit(std::span<const fth_binding> bindings, const int64_t* scalars);
   Result<> wait();
+  // Of the last run, from the start of its first launch to the end of its last; negative before there is one, while one is under way, and after one that failed.
+  double device_seconds() const;
 
  private:
   Executable(Context& context, SegmentPlan plan) : context_(context), plan_(std::move(plan)), event_(*this) {}
@@ -32,8 +34,8 @@ class Executable {
   std::vector<Params> params_;      // of each launch
   std::vector<std::byte*> places_;  // of each value
   std::unique_ptr<Buffer> frequencies_, status_;
-  OwnMark done_;
-  bool running_ = false;
+  OwnMark begun_, done_;
+  bool running_ = false, timed_ = false;  // timed: both marks are of a run that was waited for
   Event event_;
 };
 

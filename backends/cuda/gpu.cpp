@@ -159,10 +159,11 @@ Result<> Gpu::launch(KernelId kernel, Grid grid, const Params& params) {
                text("launching ", entry.name, " on ", grid.x, " x ", grid.y, " blocks"));
 }
 
-Result<Mark> Gpu::make_mark() {
+Result<Mark> Gpu::make_mark(MarkKind kind) {
   FTH_RETURN_IF_ERROR(use());
   cudaEvent_t event = nullptr;
-  FTH_RETURN_IF_ERROR(check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate"));
+  FTH_RETURN_IF_ERROR(
+      check(cudaEventCreateWithFlags(&event, kind == MarkKind::timed ? cudaEventDefault : cudaEventDisableTiming), "cudaEventCreate"));
   return Mark{event};
 }
 void Gpu::release(Mark mark) {
@@ -179,6 +180,12 @@ Result<> Gpu::wait(Mark mark) {
 Result<> Gpu::finish() {
   FTH_RETURN_IF_ERROR(use());
   return check(cudaStreamSynchronize(stream_of(queue_)), "waiting for the device");
+}
+Result<double> Gpu::seconds_between(Mark begin, Mark end) {
+  FTH_RETURN_IF_ERROR(use());
+  float milliseconds = 0;
+  FTH_RETURN_IF_ERROR(check(cudaEventElapsedTime(&milliseconds, event_of(begin), event_of(end)), "cudaEventElapsedTime"));
+  return 1e-3 * static_cast<double>(milliseconds);
 }
 
 }  // namespace fth::cuda

@@ -28,8 +28,9 @@ inline constexpr uint32_t kMostGridX = 0x7fffffffu, kMostGridY = 65535;
 
 enum class Copy { to_device, to_host, within };
 
-// A place in the queue. Opaque: the driver's event.
+// A place in the queue. Opaque: the driver's event. Timed ones remember when the device was there.
 using Mark = void*;
+enum class MarkKind { plain, timed };
 
 // unavailable with the driver's reason where there is no driver.
 Result<uint32_t> count_gpus();
@@ -56,11 +57,13 @@ class Gpu {
   Result<> clear(void* dst, uint64_t bytes);
   Result<> launch(KernelId kernel, Grid grid, const Params& params);
 
-  Result<Mark> make_mark();
+  Result<Mark> make_mark(MarkKind kind);
   void release(Mark mark);
   Result<> record(Mark mark);
   Result<> wait(Mark mark);  // for what was queued before the last record; at once if there was none
   Result<> finish();         // for all
+  // By the device's clock, between two timed marks that were recorded and waited for.
+  Result<double> seconds_between(Mark begin, Mark end);
 
  private:
   explicit Gpu(uint32_t index) : index_(index) {}

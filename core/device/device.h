@@ -141,6 +141,13 @@ class Device {
     std::memset(info_.name, 0, sizeof info_.name);
     name.copy(info_.name, sizeof info_.name - 1);
   }
+  // info as it is now: free_bytes changes.
+  Result<fth_device_info> info_now() const {
+    fth_device_info now{};
+    now.struct_size = sizeof now;
+    FTH_RETURN_IF_ERROR(call_plugin(api(), [&](fth_error* e) { return api().info(h_.get(), &now, e); }));
+    return now;
+  }
   bool reads_host_memory() const { return (info_.flags & FTH_DEVICE_HOST_MEMORY) != 0; }
   const fth_backend& api() const { return h_.api(); }
 

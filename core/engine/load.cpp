@@ -51,7 +51,7 @@ Result<> Engine::Impl::make_workspaces() {
       if (registry->devices()[d].check.wrong) continue;  // it has failed since the plan was made
       if (device(d).reads_host_memory()) {
         FTH_ASSIGN_OR_RETURN(workspace_blocks[d], HostBlock::allocate(arena.bytes, "workspace"));
-        FTH_ASSIGN_OR_RETURN(workspaces[d], device(d).import_host(workspace_blocks[d].data(), workspace_blocks[d].bytes()));
+        FTH_ASSIGN_OR_RETURN(workspaces[d], blame(d, device(d).import_host(workspace_blocks[d].data(), workspace_blocks[d].bytes())));
       } else {
         FTH_ASSIGN_OR_RETURN(workspaces[d], blame(d, device(d).alloc(arena.bytes)));
       }

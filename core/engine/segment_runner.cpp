@@ -156,7 +156,7 @@ void SegmentRunner::bind_pages(Port port) {
 Result<> SegmentRunner::bind_experts(const Compiled& c, Port port, int64_t layer) {
   const Layer& l = e_.model->layers[static_cast<size_t>(layer)];
   const Weight& w = port == Port::expert_gate ? l.gate : port == Port::expert_up ? l.up : l.down;
-  FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, e_.store ? e_.slots_on(c.device) : e_.weight(c.device, w));
+  FTH_ASSIGN_OR_RETURN(const Buffer* const buffer, e_.blame(c.device, e_.store ? e_.slots_on(c.device) : e_.weight(c.device, w)));
   for (const BoundExpert& b : m_.bound)
     m_.bindings.push_back(buffer->at(port == Port::expert_gate ? b.gate : port == Port::expert_up ? b.up : b.down, w.expert_bytes()));
   m_.bindings.insert(m_.bindings.end(), static_cast<size_t>(c.segment.n_slots) - m_.bound.size(), fth_binding{});

@@ -13,10 +13,14 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: conformance [--backend cpu|PATH] [--device N] [--isa NAME] [--options KEY=VALUE,...] [--threads N]\n"
-    "                   [--mode test|perf|support] [--cases FILE|FOLDER]... [--filter GLOB] [--expect FILE] [--json] [--verbose]\n"
+    "                   [--mode test|perf|support|leaks] [--cases FILE|FOLDER]... [--filter GLOB] [--expect FILE] [--json] [--verbose]\n"
+    "                   [--device-keeps BYTES]\n"
     "  test     runs every case of the files but perf.txt; exit 1 when one is not as expected\n"
     "  perf     times the cases of perf.txt (or of the files given)\n"
     "  support  prints what the device supports, as markdown\n"
+    "  leaks    makes and frees devices, buffers and segments (leaks.txt) many times; exit 1 when something stays each time. A driver that "
+    "keeps\n"
+    "           some heap of every device that was opened may do so to --device-keeps\n"
     "Exit 77: the backend has no such device here, or the machine cannot run that instruction set; the reason is printed.\n";
 
 struct Arguments {
@@ -63,6 +67,8 @@ Arguments parse(int argc, char** argv) {
       a.suite.filter = value();
     } else if (flag == "--expect") {
       a.expect = value();
+    } else if (flag == "--device-keeps") {
+      a.suite.device_keeps = std::strtod(value().c_str(), nullptr);
     } else if (flag == "--json") {
       a.suite.json = true;
     } else if (flag == "--verbose") {
@@ -74,9 +80,9 @@ Arguments parse(int argc, char** argv) {
       usage("unknown argument " + flag);
     }
   }
-  if (a.mode != "test" && a.mode != "perf" && a.mode != "support") usage("unknown mode " + a.mode);
+  if (a.mode != "test" && a.mode != "perf" && a.mode != "support" && a.mode != "leaks") usage("unknown mode " + a.mode);
   if (!a.isa.empty()) a.suite.backend.options += (a.suite.backend.options.empty() ? "isa=" : ",isa=") + a.isa;
-  if (a.cases.empty()) a.cases.push_back(FTH_CASES_DIR);
+  if (a.cases.empty()) a.cases.push_back(a.mode == "leaks" ? FTH_LEAK_CASES : FTH_CASES_DIR);
   return a;
 }
 
@@ -126,6 +132,7 @@ int main(int argc, char** argv) {
   if (!a.suite.json && a.mode != "support")
     std::printf("%s: %s\n", (*backend)->device().name().c_str(), (*backend)->device().info().description);
   if (a.mode == "perf") return run_perf(**backend, a.suite, cases);
+  if (a.mode == "leaks") return run_leaks(**backend, a.suite, cases);
   if (a.mode == "support") return run_support(**backend, a.suite);
   return run_tests(**backend, a.suite, cases);
 }

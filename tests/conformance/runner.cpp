@@ -22,7 +22,9 @@ Result<std::unique_ptr<Backend>> Backend::open(const BackendOptions& options) {
   b->host_.n_threads = n;
   b->host_.self = b.get();
   b->host_.log = [](void* self, int32_t level, const char* message) {
-    if (level <= static_cast<Backend*>(self)->log_level_) std::fprintf(stderr, "%s\n", message);
+    Backend& of = *static_cast<Backend*>(self);
+    if (level == FTH_LOG_ERROR) of.errors_.fetch_add(1, std::memory_order_relaxed);
+    if (level <= of.log_level_) std::fprintf(stderr, "%s\n", message);
   };
   b->host_.parallel_for = [](void* self, uint32_t count, void (*body)(void*, uint32_t), void* arg) {
     static_cast<Backend*>(self)->pool_.parallel_for(count, body, arg);

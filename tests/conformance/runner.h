@@ -2,6 +2,7 @@
 // Puts problems on a backend through the plugin boundary alone: the linked-in cpu backend or a plugin file. Every output, state and workspace lies
 // between guard bytes.
 
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,6 +28,7 @@ class Backend {
   // unavailable: no driver or no such device, a reason to skip. The backend's own code for the rest.
   static Result<std::unique_ptr<Backend>> open(const BackendOptions& options);
   const Device& device() const { return *device_; }
+  int errors() const { return errors_; }  // that the plugin logged so far
 
  private:
   explicit Backend(uint32_t n_threads) : pool_(n_threads) {}
@@ -34,6 +36,7 @@ class Backend {
   fth_host host_{};
   std::unique_ptr<Device> device_;
   int32_t log_level_ = 0;
+  std::atomic<int> errors_{0};  // drivers may log from threads of their own; a count, ordering nothing
 };
 
 // A compiled problem with everything bound.
@@ -41,6 +44,7 @@ class Prepared {
  public:
   static Result<Prepared> make(const Device& device, const Problem& problem);
   Result<> run();
+  double device_seconds() const { return executable_.device_seconds(); }
   // The problem with what is in the buffers now: OUTPUT and STATE data as the device left it. internal when a guard byte changed.
   Result<Problem> collect() const;
 

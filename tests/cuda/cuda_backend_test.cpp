@@ -77,6 +77,25 @@ TEST_F(CudaBackend, WhatDoesNotFitIsRefused) {
   EXPECT_EQ(device().import_host(host, sizeof host).error().code, Code::unimplemented);
 }
 
+TEST_F(CudaBackend, OnlyRunsThatEndedHaveATime) {
+  Bound b(device(), make("matmul m=1 k=64 n=8 w=q4_0"));
+  const auto x = b.compile();
+  ASSERT_TRUE(x);
+  ASSERT_TRUE(x->run(b.bindings, b.problem.scalars));
+  EXPECT_GE(x->device_seconds(), 0);
+  const auto under_way = x->submit(b.bindings, b.problem.scalars);
+  ASSERT_TRUE(under_way);
+  EXPECT_LT(x->device_seconds(), 0) << "of a run that nobody has waited for";
+  ASSERT_TRUE(x->wait(*under_way));
+  EXPECT_GE(x->device_seconds(), 0);
+  fail_call("seconds_between", 0, Code::unavailable);
+  EXPECT_LT(x->device_seconds(), 0);
+  fail_call("wait", 0, Code::unavailable);
+  ASSERT_FALSE(x->run(b.bindings, b.problem.scalars));
+  fail_nothing();
+  EXPECT_LT(x->device_seconds(), 0) << "of a run that failed";
+}
+
 // Threads of a phase may run in any order: both of the emulation's give the same bits.
 TEST_F(CudaBackend, OrderOfThreadsChangesNoBit) {
   for (const char* line : {"attention_block m=5 bucket=8 e=256 h=4 g=2 d=32 pos=17 w=q4_0", "attention m=1 h=4 g=2 d=64 pos=200",
@@ -97,7 +116,7 @@ TEST_F(CudaBackend, OrderOfThreadsChangesNoBit) {
 TEST_F(CudaBackend, FailuresOfTheDriverAreTypedAndNamed) {
   for (const char* call : {"launch", "record", "wait"}) {
     fail_call(call, 0, Code::unavailable);
-    // The first wait is the staging's.
+    // The first record and wait are the staging's.
     const Error e = run_error(make("glu m=1 f=32"));
     EXPECT_EQ(e.code, Code::unavailable) << call << ": " << e.message;
     EXPECT_THAT(e.message, HasSubstr("cuda:0: "));

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <map>
@@ -23,6 +24,8 @@ namespace fth::cuda {
 namespace {
 
 using sdk::text;
+
+using Clock = std::chrono::steady_clock;
 
 constexpr uint32_t kGpus = 2;
 constexpr uint64_t kMemory = 4 * kGiB;
@@ -82,8 +85,11 @@ struct Queue {
   static constexpr uint64_t kAlign = 16;  // a driver gives 256; the closer memory ends at its end, the more is seen
 };
 
-// A mark: how much of the queue was there when it was recorded.
-using Place = uint64_t;
+// A mark: how much of the queue was there when it was recorded, and when the queue came to it. The queue holds on to the time: a mark may be freed before.
+struct Place {
+  uint64_t queued = 0;
+  std::shared_ptr<Clock::time_point> reached;  // null: not timed
+};
 
 Queue& queue_of(void* p) { return *static_cast<Queue*>(p); }
 
@@ -174,10 +180,10 @@ Result<> Gpu::launch(KernelId kernel, Grid grid, const Params& params) {
   return {};
 }
 
-Result<Mark> Gpu::make_mark() {
+Result<Mark> Gpu::make_mark(MarkKind kind) {
   FTH_RETURN_IF_ERROR(check_fault("make_mark"));
   ++g_live;
-  return Mark{new Place(0)};
+  return Mark{new Place{0, kind == MarkKind::timed ? std::make_shared<Clock::time_point>() : nullptr}};
 }
 void Gpu::release(Mark mark) {
   delete static_cast<Place*>(mark);
@@ -185,12 +191,25 @@ void Gpu::release(Mark mark) {
 }
 Result<> Gpu::record(Mark mark) {
   FTH_RETURN_IF_ERROR(check_fault("record"));
-  *static_cast<Place*>(mark) = queue_of(queue_).queued;
+  Place& place = *static_cast<Place*>(mark);
+  Queue& queue = queue_of(queue_);
+  if (place.reached) {
+    queue.work.emplace_back([reached = place.reached] { *reached = Clock::now(); });
+    ++queue.queued;
+  }
+  place.queued = queue.queued;
   return {};
 }
 Result<> Gpu::wait(Mark mark) {
-  queue_of(queue_).run_to(*static_cast<Place*>(mark));
+  queue_of(queue_).run_to(static_cast<Place*>(mark)->queued);
   return check_fault("wait");
+}
+Result<double> Gpu::seconds_between(Mark begin, Mark end) {
+  FTH_RETURN_IF_ERROR(check_fault("seconds_between"));
+  const Place &from = *static_cast<Place*>(begin), &to = *static_cast<Place*>(end);
+  if (!from.reached || !to.reached || to.queued > queue_of(queue_).done)
+    return fail(Code::internal, "marks that were not timed, or not waited for");
+  return std::chrono::duration<double>(*to.reached - *from.reached).count();
 }
 Result<> Gpu::finish() {
   queue_of(queue_).run_to(queue_of(queue_).queued);

@@ -2,11 +2,12 @@
 """What the command line promises to scripts: exit codes, nothing but the answer on standard output, JSON that parses, messages that name things."""
 import json
 import pathlib
+import subprocess
 import tempfile
 import unittest
 
 import program
-from program import BAD_MODEL, DONE, FAILED, NO_FIT, TINY, USAGE, must, must_json, run
+from program import BAD_MODEL, DONE, FAILED, NO_FIT, TINY, USAGE, must, must_json, program_path, run
 
 PROMPT, ANSWER = "What is 38 + 47?", "8 + 7 = 15, 3 + 4 + 1 = 8, so 38 + 47 = 85"
 GREEDY = ("--temp", 0, "-n", 64, "--cpu-only")  # the other runs look for devices
@@ -34,6 +35,15 @@ class ExitCodes(unittest.TestCase):
         done = run("run", "-m", "/nonexistent/model.gguf", "-p", "x")
         self.assertIn(done.returncode, (FAILED, USAGE, BAD_MODEL))
         self.assertIn("/nonexistent/model.gguf", done.stderr)
+
+    def test_the_bundled_model_has_a_name(self):
+        with tempfile.TemporaryDirectory() as folder:
+            named = subprocess.run([program_path(), "inspect", "-m", "tiny", "--json"], cwd=folder, capture_output=True, text=True, timeout=60)
+            self.assertEqual(named.returncode, DONE, named.stderr)
+            self.assertEqual(json.loads(named.stdout)["metadata"], must_json("inspect", "--json")["metadata"])
+            (pathlib.Path(folder) / "tiny").write_text("a file of that name is that file")
+            other = subprocess.run([program_path(), "inspect", "-m", "tiny"], cwd=folder, capture_output=True, text=True, timeout=60)
+            self.assertEqual(other.returncode, BAD_MODEL, other.stdout)
 
     def test_bad_model(self):
         whole = TINY.read_bytes()

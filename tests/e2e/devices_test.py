@@ -234,6 +234,31 @@ class Devices(Case):
         self.assertEqual(done.returncode, DONE)
         self.assertIn("No such file", done.stdout)
 
+    def test_where_plugins_are_found(self):
+        """Beside the program, where an installation has them, and where the environment says; never by a relative path."""
+        prefix = pathlib.Path(self.folder.name) / "prefix"
+        (prefix / "bin").mkdir(parents=True)
+        program = shutil.copy(self.program, prefix / "bin")
+        elsewhere = pathlib.Path(self.folder.name) / "elsewhere"
+        for place, path in ((prefix / "bin/plugins", ""), (prefix / "bin", ""), (prefix / "lib/forethought", ""), (elsewhere, f"{elsewhere}:not/absolute"),
+                            (elsewhere, f"/nonexistent:{elsewhere}/libfth_faulty.so")):
+            place.mkdir(parents=True, exist_ok=True)
+            plugin = pathlib.Path(shutil.copy2(FAULTY, place))
+            done = subprocess.run([program, "devices", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, cwd=elsewhere if elsewhere.exists() else None,
+                                  env={**os.environ, "XDG_CACHE_HOME": str(self.cache), "FORETHOUGHT_PLUGIN_PATH": path})
+            self.assertEqual(done.returncode, DONE, done.stderr)
+            backends = {b["path"]: b for b in json.loads(done.stdout)["backends"]}
+            found = [b for at, b in backends.items() if at and pathlib.Path(at).resolve() == plugin.resolve()]
+            self.assertEqual([b["loaded"] for b in found], [True], done.stdout)
+            if "not/absolute" in path:
+                self.assertIn("absolute", backends["not/absolute"]["reason"])
+            plugin.unlink()
+        # In the working directory, and named by nobody.
+        shutil.copy2(FAULTY, elsewhere)
+        done = subprocess.run([program, "devices", "--json"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, cwd=elsewhere,
+                              env={**os.environ, "XDG_CACHE_HOME": str(self.cache), "FORETHOUGHT_PLUGIN_PATH": ""})
+        self.assertNotIn("faulty", done.stdout)
+
     def test_options_of_devices(self):
         for option, code, word in (("faulty:0:turbo=1", USAGE, "the one option is fail"), ("nobody:a=b", USAGE, "no backend nobody"),
                                    ("faulty", USAGE, "write BACKEND:KEY=VALUE"), ("faulty:x:y=1", USAGE, "write BACKEND:KEY=VALUE")):

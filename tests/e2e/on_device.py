@@ -41,6 +41,8 @@ class OnDevice:
     """Each test on each of self.devices(). A subclass has `plugin`, the path of the backend's file."""
     same_bits = True         # whatever the pieces of a prompt
     logits_tolerance = 2e-4  # as on the CPU: sums in another order
+    has_clock = True         # device_seconds of its runs
+    long_prompt = 40         # tokens; above 512, buckets of every size and more than one step
 
     def test_same_text(self):
         wanted, _ = text_on("--cpu-only")
@@ -50,6 +52,35 @@ class OnDevice:
             self.assertEqual(got, wanted, device)
             self.assertIn(f"{device}  attention", report)
             self.assertIn(f"{device}  head", report)
+
+    def test_profile_by_the_devices_own_clock(self):
+        for device in self.devices():
+            profile = must_json("profile", "--plugin", self.plugin, "--device", device, "--pp", 8, "--tg", 2, "-r", 1, "--seconds", 4, "--json", timeout=600)
+            column = next(c for c in profile["columns"] if c["name"] == device)
+            rows = [r for r in column["segments"] if r["device"] == device]
+            self.assertEqual({r["segment"] for r in rows}, {"attention", "head"})
+            for row in rows:
+                self.assertEqual("device_p50_s" in row, self.has_clock, row)
+                if self.has_clock:
+                    self.assertGreater(row["device_p50_s"], 0)
+                    self.assertLessEqual(row["device_p50_s"], row["p50_s"], row)
+
+    def test_a_prompt_longer_than_a_bucket(self):
+        """Split, never cut: the last token's logits rest on every one before it."""
+        ids = (LOGITS / "tokens-tiny-64.txt").read_text().split()
+        with tempfile.TemporaryDirectory() as folder:
+            tokens = pathlib.Path(folder) / "tokens.txt"
+            tokens.write_text(" ".join((ids * (self.long_prompt // len(ids) + 1))[:self.long_prompt]))
+
+            def last(*where):
+                out = pathlib.Path(folder) / "out.npy"
+                must("logits", "-m", models_folder() / "tiny-F32.gguf", "--tokens", tokens, "--out", out, "--last", 3, "--kv-type", "f32", *where, timeout=600)
+                return np.load(out)
+
+            wanted = last("--cpu-only")
+            for device in self.devices():
+                for options in ((), ("--ubatch", "30")):
+                    self.assertLessEqual(float(np.abs(last("--plugin", self.plugin, "--device", device, *options) - wanted).max()), self.logits_tolerance)
 
     def test_mixed_placements(self):
         wanted, _ = text_on("--cpu-only")

@@ -1,8 +1,9 @@
 // The bundled tiny model on its held-out tasks, through the whole engine: tokenizer, prefill, logits.
 //
 //   tiny_accuracy MODEL EVAL.jsonl MISSED.txt [--isa NAME|all] [--every N] [--loss N] [--kv f32] [--threads N]
+//                [--plugin FILE --device NAME]
 //
-// A task's answer is right when greedy decoding would yield exactly the expected tokens. That takes one forward pass per row: the expected token
+// With a device: attention and head on it, the rest on the CPU. A task's answer is right when greedy decoding would yield exactly the expected tokens. That takes one forward pass per row: the expected token
 // must be the arg max at every position of the answer, its end token included (tools/tiny_model/evaluate.py decides the same way). MISSED names the
 // rows that exact arithmetic on the bundled weights gets wrong; a task fails when more than --loss rows are wrong beyond those.
 // Stories have no single answer: tests/e2e/stories_test.py generates them.
@@ -39,12 +40,14 @@ struct Options {
   std::string isa = {}, kv = "f16";
   int every = 1, loss = 1;
   uint32_t threads = 0;
+  std::string plugin = {}, device = {};
 };
 
 [[noreturn]] void usage(const std::string& why) {
-  std::fprintf(
-      stderr, "%s\nusage: tiny_accuracy MODEL EVAL.jsonl MISSED.txt [--isa NAME|all] [--every N] [--loss N] [--kv f16|f32] [--threads N]\n",
-      why.c_str());
+  std::fprintf(stderr,
+               "%s\nusage: tiny_accuracy MODEL EVAL.jsonl MISSED.txt [--isa NAME|all] [--every N] [--loss N] [--kv f16|f32] [--threads N]\n"
+               "       [--plugin FILE --device NAME]\n",
+               why.c_str());
   std::exit(2);
 }
 
@@ -71,6 +74,10 @@ Options parse(int argc, char** argv) {
       o.kv = value;
     } else if (name == "--threads") {
       o.threads = static_cast<uint32_t>(number(value));
+    } else if (name == "--plugin") {
+      o.plugin = value;
+    } else if (name == "--device") {
+      o.device = value;
     } else {
       usage("unknown option " + name);
     }
@@ -132,12 +139,21 @@ fth::Result<std::map<std::string, Score>> run(const Options& o, const std::strin
                                               const std::set<int>& missed) {
   fth::EngineOptions options;
   options.model = o.model;
-  options.cpu_only = true;
+  options.cpu_only = o.device.empty();
   options.kv.dtype = o.kv == "f32" ? fth::DType::f32 : fth::DType::f16;
-  options.registry.builtin_only = true;
+  options.registry.builtin_only = o.device.empty();
+  options.registry.named_only = true;
+  if (!o.plugin.empty()) options.registry.plugin_paths = {o.plugin};
+  options.device = o.device;
   options.registry.n_threads = o.threads;
   if (!isa.empty()) options.registry.cpu_options = "isa=" + isa;
   FTH_ASSIGN_OR_RETURN(auto engine, fth::Engine::open(options));
+  if (!o.device.empty()) {
+    const auto& placements = engine->plan().placements;
+    for (const fth::SegmentKind kind : {fth::SegmentKind::attention, fth::SegmentKind::head})
+      if (std::any_of(placements.begin(), placements.end(), [&](const fth::Placement& p) { return p.kind == kind && p.device == 0; }))
+        return fth::fail(fth::Code::unavailable, o.device + " refuses a segment that it is here to run");
+  }
   FTH_ASSIGN_OR_RETURN(auto session, engine->new_session());
   std::map<std::string, Score> scores;
   for (const Row& row : rows) {
@@ -161,6 +177,7 @@ int main(int argc, char** argv) {
   const std::vector<Row> rows = read_rows(o.eval, o.every);
   if (rows.empty()) usage("no rows in " + o.eval);
   const std::set<int> missed = read_missed(o.missed);
+  if (o.plugin.empty() != o.device.empty()) usage("--plugin and --device go together");
 
   std::vector<std::string> isas{o.isa};
   if (o.isa == "all") {
@@ -177,6 +194,11 @@ int main(int argc, char** argv) {
   for (const std::string& isa : isas) {
     const auto begin = std::chrono::steady_clock::now();
     const auto scores = run(o, isa, rows, missed);
+    // No driver for the plugin: "no device named ..." is a reason to skip, with the devices that there are.
+    if (!scores && !o.device.empty() && scores.error().code == fth::Code::invalid_argument) {
+      std::printf("skipped: %s\n", scores.error().message.c_str());
+      return 77;
+    }
     if (!scores) {
       std::fprintf(stderr, "%s: %s\n", isa.c_str(), scores.error().message.c_str());
       return 1;
@@ -190,7 +212,11 @@ int main(int argc, char** argv) {
       total.rows += s.rows;
       total.right += s.right;
     }
-    std::printf("%s: %d of %d right in %.1f s\n\n", isa.empty() ? "best kernels" : isa.c_str(), total.right, total.rows, seconds);
+    std::printf("%s: %d of %d right in %.1f s\n\n",
+                !o.device.empty() ? o.device.c_str()
+                : isa.empty()     ? "best kernels"
+                                  : isa.c_str(),
+                total.right, total.rows, seconds);
     if (!first_total) first_total = total.right;
     if (std::abs(total.right - *first_total) > 2) {
       std::printf("%s: %d right, %s: %d; instruction sets may differ by 2 rows\n", isa.c_str(), total.right, isas[0].c_str(), *first_total);

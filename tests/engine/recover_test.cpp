@@ -72,9 +72,12 @@ int fail_each(const char* call, int step, int first = 1) {
     if (!session) return failed;
     EXPECT_EQ(greedy(**engine, *session), kReply) << call << " " << n;
     const bool moved = g_log.find("run on cpu from here on") != std::string::npos;
-    for (const Placement& p : (*engine)->plan().placements) EXPECT_TRUE(!moved || p.device == 0) << p.segment;
     if (!moved) return failed;
-    EXPECT_THAT(g_log, HasSubstr("faulty:0 failed: "));
+    EXPECT_THAT(g_log, HasSubstr(" failed: "));
+    for (const Placement& p : (*engine)->plan().placements) {
+      const std::string name = (*engine)->plan().devices[p.device].name;
+      EXPECT_EQ(g_log.find(name + " failed: "), g_log.npos) << p.segment << " is still on " << name;
+    }
     ++failed;
     if (testing::Test::HasFailure()) return failed;
   }
@@ -94,11 +97,50 @@ TEST(Recover, WorksWhileNothingFails) {
 
 TEST(Recover, OutOfMemoryInEveryAllocation) { EXPECT_GT(fail_each("alloc", 1, 3), 20); }
 TEST(Recover, OutOfMemoryInEveryCompile) { EXPECT_GT(fail_each("compile", 1), 5); }
-TEST(Recover, LostInAnyWrite) { EXPECT_GT(fail_each("write", 29, 7), 3); }
-TEST(Recover, LostInAnyRead) { EXPECT_GT(fail_each("read", 29), 3); }
+TEST(Recover, OutOfMemoryInEveryImport) { EXPECT_GT(fail_each("import", 1), 5); }
+TEST(Recover, LostInAnyWrite) { EXPECT_GT(fail_each("lost-write", 29, 7), 3); }
+TEST(Recover, OutOfMemoryInAnyWrite) { EXPECT_GT(fail_each("write", 43, 7), 2); }
+TEST(Recover, LostInAnyRead) { EXPECT_GT(fail_each("lost-read", 29), 3); }
+TEST(Recover, OutOfMemoryInAnyRead) { EXPECT_GT(fail_each("read", 43), 2); }
 TEST(Recover, OutOfMemoryInAnySubmit) { EXPECT_GT(fail_each("submit", 13), 5); }
+TEST(Recover, OutOfMemoryInAnyWait) { EXPECT_GT(fail_each("wait", 17), 4); }
+TEST(Recover, LostInAnyWait) { EXPECT_GT(fail_each("lost-wait", 37), 2); }
 TEST(Recover, LostForGoodInAnySubmit) { EXPECT_GT(fail_each("lost", 41), 2); }
 TEST(Recover, ThrowsThroughTheBoundary) { EXPECT_GT(fail_each("throw", 37), 2); }
+
+// A device that cannot say what a segment costs is refused for that segment, with its words; one that cannot when the segment is compiled has failed.
+TEST(Recover, OutOfMemoryInAnyEstimate) {
+  int refused = 0;
+  for (int n = 1; n < 40; n += 2) {
+    g_log.clear();
+    auto engine = Engine::open(options("estimate:" + std::to_string(n)));
+    ASSERT_TRUE(engine) << n << ": " << engine.error().message;
+    auto session = (*engine)->new_session();
+    ASSERT_TRUE(session) << n;
+    EXPECT_EQ(greedy(**engine, *session), kReply) << n;
+    for (const auto& r : (*engine)->plan().refusals) refused += r.reason.find("out of memory in estimate") != std::string::npos;
+  }
+  EXPECT_GT(refused, 2);
+}
+
+// Before there is a device there is nothing to give up: it is listed with its reason, and who does not name it gets the CPU.
+TEST(Recover, OutOfMemoryInOpenAndInfo) {
+  for (const char* call : {"open", "info"}) {
+    EngineOptions o = options(std::string(call) + ":1");
+    auto named = Engine::open(o);
+    EXPECT_EQ(named.has_value(), false) << call;
+    o.device.clear();
+    auto engine = Engine::open(o);
+    ASSERT_TRUE(engine) << call << ": " << engine.error().message;
+    auto session = (*engine)->new_session();
+    ASSERT_TRUE(session);
+    EXPECT_EQ(greedy(**engine, *session), kReply);
+    bool said = false;
+    for (const auto& b : (*engine)->registry().backends())
+      said = said || b.reason.find(std::string("out of memory in ") + call) != std::string::npos;
+    EXPECT_TRUE(said) << call;
+  }
+}
 
 TEST(Recover, EverySessionFindsItsContextAgain) {
   auto engine = Engine::open(options("submit:50"));

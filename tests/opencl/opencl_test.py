@@ -41,6 +41,7 @@ class environment:
 
 class PoCL(OnDevice, unittest.TestCase):
     plugin = PLUGIN
+    long_prompt = 600
 
     def devices(self):
         return ["opencl:0"]

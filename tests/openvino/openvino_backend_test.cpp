@@ -189,6 +189,56 @@ TEST_F(OpenvinoBackend, ADeviceThatIsLostIsAnError) {
   EXPECT_EQ("", compare(p, *got, run_reference(p), *parse_tolerance("nmse:1e-10")));
 }
 
+// Device files of an NPU and of two GPUs; the CPU device computes for them.
+class OpenvinoMadeUp : public testing::Test {
+ protected:
+  void SetUp() override {
+    fault().dev = testing::TempDir() + "fth_openvino_dev";
+    for (const char* const file : {"/accel/accel0", "/dri/card0", "/dri/renderD128"}) {
+      std::filesystem::create_directories(std::filesystem::path(fault().dev + file).parent_path());
+      std::ofstream(fault().dev + file) << "";
+    }
+  }
+  void TearDown() override {
+    std::filesystem::remove_all(fault().dev);
+    fault() = {};
+  }
+};
+
+TEST_F(OpenvinoMadeUp, TheNpuComesFirstThenGpusThenTheCpu) {
+  std::vector<std::string> names;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const auto opened = open_plugin(FTH_OPENVINO_PLUGIN, "", i);
+    ASSERT_TRUE(opened) << i << ": " << opened.error().message;
+    const fth_device_info& info = (*opened)->device().info();
+    EXPECT_EQ((*opened)->device().name(), "openvino:" + std::to_string(i));
+    EXPECT_EQ(info.kind, uint32_t{i == 0 ? FTH_KIND_NPU : i == 3 ? FTH_KIND_CPU : FTH_KIND_GPU});
+    EXPECT_EQ((info.flags & FTH_DEVICE_SOFTWARE) != 0, i == 3);
+    const std::string description = info.description;
+    names.push_back(description.substr(0, description.find(':')));
+  }
+  EXPECT_THAT(names, testing::ElementsAre("NPU", "GPU.0", "GPU.1", "CPU"));
+  EXPECT_EQ(open_plugin(FTH_OPENVINO_PLUGIN, "", 4).error().code, Code::unavailable);
+}
+
+// Weights stay in 4 bits where the device compiles them, else they are unpacked to f16, unless somebody asked for the form.
+TEST_F(OpenvinoMadeUp, CompressedWhereTheDeviceTakesIt) {
+  const Problem p = make("matmul m=1 k=256 n=64 w=q4_0");
+  const auto resident = [&](const std::string& options) {
+    const auto opened = open_plugin(FTH_OPENVINO_PLUGIN, options);
+    if (!opened) return opened.error().message;
+    const Result<Problem> got = run_once((*opened)->device(), p);
+    EXPECT_EQ(got ? compare(p, *got, run_reference(p), *parse_tolerance("nmse:1e-5")) : got.error().message, "");
+    return std::to_string((*opened)->device().estimate(p.segment().segment)->resident_bytes);
+  };
+  EXPECT_EQ(resident(""), std::to_string(256 * 64 / 32 * 18));
+  fault().no_int4 = true;
+  EXPECT_EQ(resident(""), std::to_string(256 * 64 * 2));
+  EXPECT_THAT(resident("weights=compressed"), HasSubstr("the driver is gone"));
+  fault().compile = true;
+  EXPECT_THAT(resident(""), AllOf(HasSubstr("NPU cannot compile"), HasSubstr("the driver is gone")));
+}
+
 // A kept compilation is found again: the folder is filled by the first device, read by the second.
 TEST_F(OpenvinoBackend, CompiledGraphsAreKeptInTheFolderGiven) {
   const std::string folder = testing::TempDir() + "fth_openvino_cache";

@@ -33,6 +33,8 @@ def opened_libraries(*where):
 class CPU(OnDevice, unittest.TestCase):
     plugin = PLUGIN
     same_bits = False  # a graph is compiled for its number of rows
+    has_clock = False
+    long_prompt = 700
 
     def devices(self):
         return [d["name"] for d in openvino_devices() if d["software"]]
@@ -65,6 +67,7 @@ class RealDevice(OnDevice, unittest.TestCase):
     plugin = PLUGIN
     same_bits = False
     logits_tolerance = 0.5  # they compute in f16
+    has_clock = False
 
     def devices(self):
         return [d["name"] for d in openvino_devices() if not d["software"]]

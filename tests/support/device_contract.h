@@ -1,6 +1,6 @@
 #pragma once
 // What every device with a memory of its own keeps, whoever drives it: how memory is copied and ends, what is refused and how that is said, how a submit's
-// arguments are checked, in which order submits run. A backend's test instantiates it with its fixture, which has
+// arguments are checked, in which order submits run and how long. A backend's test instantiates it with its fixture, which has
 //
 //     void use(const std::string& options)                opens the device anew, skips the test where there is none
 //     static Result<std::unique_ptr<Backend>> open(const std::string& options)
@@ -13,6 +13,8 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -179,8 +181,31 @@ TYPED_TEST_P(DeviceContract, SpeedsAreDeclaredOrMeasured) {
   EXPECT_EQ(this->wrong("rms_norm m=1 e=64"), "");
 }
 
+// A device's own clock: nothing before a run, and of each run something that is not longer than the wait for it from submit on.
+TYPED_TEST_P(DeviceContract, RunsAreTimedByTheDevice) {
+  auto small = Prepared::make(this->device(), make("matmul m=1 k=64 n=32 w=f32")),
+       large = Prepared::make(this->device(), make("matmul m=32 k=1024 n=512 w=f32"));
+  ASSERT_TRUE(small && large);
+  EXPECT_LT(small->device_seconds(), 0) << "before there was a run";
+  double least[2] = {1, 1};
+  for (int i = 0; i < 5; ++i) {
+    for (Prepared* const p : {&*small, &*large}) {
+      const auto begin = std::chrono::steady_clock::now();
+      ASSERT_TRUE(p->run());
+      const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - begin;
+      const double seconds = p->device_seconds();
+      EXPECT_GE(seconds, 0);
+      EXPECT_LE(seconds, wall.count());
+      double& shortest = least[p == &*large];
+      shortest = std::min(shortest, seconds);
+    }
+  }
+  EXPECT_GT(least[1], 0);
+  EXPECT_GT(least[1], least[0]) << "8192 times the work";
+}
+
 REGISTER_TYPED_TEST_SUITE_P(DeviceContract, MemoryIsCopiedAndEnds, RefusalsNameOpAndNumber, WrongAttributesOfRopeAreRefused,
                             SubmitChecksScalars, AnIdOutsideOfTheTableIsReported, SubmitChecksBindings, SubmitsRunInOrder,
-                            SpeedsAreDeclaredOrMeasured);
+                            SpeedsAreDeclaredOrMeasured, RunsAreTimedByTheDevice);
 
 }  // namespace fth::conformance

@@ -35,7 +35,9 @@ Result<std::filesystem::path> find_model(const std::string& given) {
   const char* environment = std::getenv("FORETHOUGHT_MODEL");
   if (path.empty() && environment != nullptr) path = environment;
   std::error_code error;
-  if (!path.empty()) {
+  // "tiny" names the bundled model, where it is no file's name.
+  const bool bundled = path.empty() || (path == "tiny" && !std::filesystem::exists(path, error));
+  if (!bundled) {
     if (!std::filesystem::exists(path, error))
       return fail(Code::not_found,
                   "model " + path.string() + ": no such file" + (given.empty() ? " (from FORETHOUGHT_MODEL)" : "; check -m"));

@@ -71,16 +71,17 @@ std::string side_by_side(const Profile& p, int64_t bucket) {
 }
 
 std::string details(const Profile& p) {
-  Table table("lllrrrrrrrrrrr", {"device", "segment", "for", "runs", "p50", "p95", "p99", "on device", "total", "GB/s", "GFLOP/s", "FLOP/B",
-                                 "roofline", "CPU/wall"});
+  Table table("lllrrrrrrrrrrrr", {"device", "segment", "for", "runs", "p50", "p95", "p99", "on device", "total", "bytes", "GB/s", "GFLOP/s",
+                                  "FLOP/B", "roofline", "CPU/wall"});
   for (size_t i = 0; i < p.columns.size(); ++i) {
     const Column& c = p.columns[i];
     for (const SegmentRow& r : c.segments) {
       if (i > 0 && r.device != c.subject) continue;  // the CPU's rows stand in its own column
       table.row({printable(c.devices[r.device]), r.name, bucket_text(r.bucket), std::to_string(r.time.count), time_text(r.time.p50),
                  time_text(r.time.p95), time_text(r.time.p99), time_text(r.on_device.p50), time_text(r.time.total),
-                 rate_text(r.bytes_per_second()), rate_text(r.flops_per_second()), r.flops > 0 ? text("%.1f", r.intensity()) : "-",
-                 share_text(r.roofline_share(c.rooflines[r.device])), r.cpu_share > 0 ? text("%.2f", r.cpu_share) : "-"});
+                 r.bytes > 0 ? format_bytes(r.bytes / r.time.count) : "-", rate_text(r.bytes_per_second()), rate_text(r.flops_per_second()),
+                 r.flops > 0 ? text("%.1f", r.intensity()) : "-", share_text(r.roofline_share(c.rooflines[r.device])),
+                 r.cpu_share > 0 ? text("%.2f", r.cpu_share) : "-"});
     }
   }
   return table.plain("  ");
