@@ -23,7 +23,10 @@
 #define FTH_SANITIZED_HEAP
 #endif
 #ifdef FTH_SANITIZED_HEAP
-#include <sanitizer/allocator_interface.h>
+extern "C" size_t __sanitizer_get_current_allocated_bytes();  // of the runtime; g++ comes without its header
+constexpr double kLeastBlock = 1;                             // counted as asked for
+#else
+constexpr double kLeastBlock = 24;
 #endif
 
 namespace fth::conformance {
@@ -60,9 +63,9 @@ struct Count {
   const char* what;
   double limit;  // a turn may keep less than this
 };
-// A leaked object of any kind is 24 bytes of heap or more; a heap that is not always laid out alike maps and unmaps some pages.
+// A leaked object of any kind is a block of the heap or more; a heap that is not always laid out alike maps and unmaps some pages.
 constexpr std::array<Count, 5> kCounts = {
-    {{"bytes of heap", 24}, {"mapped bytes", 32768}, {"open files", 0.5}, {"threads", 0.5}, {"bytes of the device", 65536}}};
+    {{"bytes of heap", kLeastBlock}, {"mapped bytes", 32768}, {"open files", 0.5}, {"threads", 0.5}, {"bytes of the device", 65536}}};
 using Counts = std::array<int64_t, kCounts.size()>;
 
 Result<Counts> count(const Device& device) {
@@ -184,7 +187,7 @@ int run_leaks(const Backend& backend, const SuiteOptions& options, std::span<con
   int leaks = 0;
   for (const Loop& loop : loops) {
     std::string what;
-    // The heap keeps some small blocks of each size for the next who asks: what grew for that reason does not grow again.
+    // The heap's own caches of small blocks count as in use (CTest turns them off): what grew for that reason does not grow again.
     for (int tries = 0; tries < 3; ++tries) {
       what = what_grows(backend, loop, loop.opens_devices ? options.device_keeps : 0);
       if (what.empty()) break;
