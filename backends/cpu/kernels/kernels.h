@@ -69,10 +69,10 @@ struct PairsArgs {
 // A group of 32 neurons of one activation row: those whose rounded activation is not 0, two at a time, ascending; of an odd number the last one stands beside
 // itself with activation 0.
 struct LiveGroup {
-  float d, s;     // the group's
-  float less;     // 2^23 + 2^15 - 8 * the sum of the activations
-  int16_t start;  // 2^15 - 8 * that sum, which may wrap
-  int16_t n;      // how many twos there are
+  float d, s;         // the group's
+  float less;         // 2^23 + 2^15 - 8 * the sum of the activations
+  int16_t start;      // 2^15 - 8 * that sum, which may wrap
+  int16_t n;          // how many twos there are
   uint32_t q[16];     // of each two, as two bytes, and the same two again
   uint8_t at[16][2];  // 8 times the neuron's number in the group
 };

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t kTileRows = 128;  // neurons or outputs of an item, at most
 constexpr int64_t kTileCols = 64;   // rows of a slot that pass through a tile on the stack at once: weights are unpacked once for them
-constexpr int64_t kPairCols = 12;   // from here on live pairs alone may be quicker than whole tiles (docs/kernels.md)
+constexpr int64_t kPairCols = 24;   // from here on live pairs alone may be quicker than whole tiles (docs/kernels.md)
 constexpr int64_t kListCols = 4;    // from here on a slot's down may be quicker by live neurons than by whole tiles
 static_assert(kTileRows <= kPairRows && kTileCols <= kPairColumns);
 
@@ -179,7 +179,7 @@ void Experts::pack(int64_t token) const {
 bool Experts::live_pairs(int64_t slot, int64_t row0, int64_t n, int64_t i, int64_t n_cols, const float* gate, float* up) const {
   if (s.x_pairs == kNoValue || n_cols < kPairCols) return false;
   std::array<uint64_t, kTileRows> columns;
-  if (run.kernels.live_pairs(n, n_cols, gate, kTileRows, columns.data()) * 5 > n * n_cols * 3) return false;
+  if (run.kernels.live_pairs(n, n_cols, gate, kTileRows, columns.data()) * 20 > n * n_cols * 7) return false;
   std::array<int32_t, kTileCols> tokens;
   for (int64_t c = 0; c < n_cols; ++c) tokens[static_cast<size_t>(c)] = static_cast<int32_t>(rows[i + c] / s.top_k);
   const uint64_t bytes = row_bytes(s.up_type, s.width);
