@@ -128,6 +128,8 @@ struct ExpertsStep {
   ValueId x_f32;    // for the others
   ValueId hidden;   // Q8 rows of F values for a quantised down, but f32[F] for a row per neuron and for other types
   ValueId x_pairs;  // pair_q8 rows of the tokens, where live pairs of a batch are computed alone; else kNoValue
+  ValueId lists;    // LiveGroup[N*K][F/32] of hidden, where down of a batch may be multiplied by live neurons; else kNoValue
+  ValueId n_live;   // i64[S]: how many neurons the lists of a slot's rows hold; kNoValue without lists
 };
 struct ExpertGatesStep {
   ValueId x, slot_begin, rows, act, y;  // act: x itself, or its Q8 rows

@@ -316,6 +316,8 @@ const KernelTable kGeneric = {
     plane_sums,
     {},
     nullptr,
+    {},
+    nullptr,
     nullptr,
 };
 

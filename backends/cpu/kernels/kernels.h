@@ -66,6 +66,31 @@ struct PairsArgs {
   const uint64_t* columns;
 };
 
+// A group of 32 neurons of one activation row: those whose rounded activation is not 0, two at a time, ascending; of an odd number the last one stands beside
+// itself with activation 0.
+struct LiveGroup {
+  float d, s;         // the group's
+  float less;         // 2^23 + 2^15 - 8 * the sum of the activations
+  int16_t start;      // 2^15 - 8 * that sum, which may wrap
+  int16_t n;          // how many twos there are
+  uint32_t q[16];     // of each two, as two bytes, and the same two again
+  uint8_t at[16][2];  // 8 times the neuron's number in the group
+};
+
+// NeuronMatmulArgs' products of a q4_0 matrix with n_cols <= kLiveColumns columns whose groups list_live gave, column after column; the same bits.
+// dst[dst_rows[c] * dst_stride + i] is output first + i of column c.
+inline constexpr int64_t kLiveColumns = 128;
+struct LiveNeuronsArgs {
+  const void* weights;
+  int64_t n_outputs;
+  int64_t first, n_rows;
+  const LiveGroup* groups;  // k / 32 for each column
+  float* dst;
+  const int32_t* dst_rows;
+  int64_t dst_stride;
+  int64_t k, n_cols;
+};
+
 // One kv head and the n_q query heads that share it, for the tokens at positions pos .. pos + n_tokens - 1. A token at p sees the positions
 // 0 .. p, or with a window p - window + 1 .. p of them; n_tokens >= 1.
 // For each query j: y[j] = sum over the positions c it sees of softmax_c(scale * q[j] . k[c]) v[c], an online softmax over ascending positions in
@@ -139,6 +164,9 @@ struct KernelTable {
   void (*matmul_pairs[kWeightTypes])(const PairsArgs&);
   // A Q8 row of k values (k % 64 == 0) in the order that matmul_pairs reads; the same size.
   void (*pair_q8)(int64_t k, const void* row, void* paired);
+  // Null where whole tiles are as quick, and for types without that order. list_live lists a Q8 row of k values and returns the neurons that live.
+  void (*matmul_live[kWeightTypes])(const LiveNeuronsArgs&);
+  int64_t (*list_live)(int64_t k, const void* row, LiveGroup* groups);
   // columns[r]: bit c is set where gate[c * stride + r] lives, as mark_alive has it; n_cols <= kPairColumns. Returns the number of bits.
   int64_t (*live_pairs)(int64_t n_rows, int64_t n_cols, const float* gate, int64_t stride, uint64_t* columns);
 };

@@ -7,7 +7,8 @@ namespace fth::cpu {
 namespace {
 
 #include "backends/cpu/kernels/x86_vectors256.inc"
-// After it, as it uses all of it.
+// After it, as they use all of it.
+#include "backends/cpu/kernels/x86_live.inc"
 #include "backends/cpu/kernels/x86_pairs.inc"
 
 constexpr KernelTable table_with_pairs() {
@@ -16,6 +17,8 @@ constexpr KernelTable table_with_pairs() {
   t.matmul_pairs[5] = matmul_pairs<Q4_1>;
   t.pair_q8 = pair_q8;
   t.live_pairs = live_pairs;
+  t.matmul_live[4] = matmul_live;
+  t.list_live = list_live_groups;
   return t;
 }
 

@@ -2,7 +2,7 @@
 //   1. Each token's activations go to the packed row of every (token, rank) that a slot has, so that a slot's rows are adjacent.
 //   2. Items of (slot, neurons): gate rows; then only the up rows of neurons that some row of the block keeps alive, of a batch where it pays only the (neuron,
 //      row) pairs that live; hidden values, quantised at once in pieces of whole blocks, so that no barrier stands between this and the next.
-//   3. Items of (slot, outputs): down, each as soon as its slot's hidden values are there.
+//   3. Items of (slot, outputs): down, each as soon as its slot's hidden values are there, of a batch where it pays only the (neuron, row) pairs that live.
 // Every sum is within one row and in a fixed order: neither the split into items nor the other slots of the submit reach the bits.
 
 #include <algorithm>
@@ -18,7 +18,8 @@ namespace {
 
 constexpr int64_t kTileRows = 128;  // neurons or outputs of an item, at most
 constexpr int64_t kTileCols = 64;   // rows of a slot that pass through a tile on the stack at once: weights are unpacked once for them
-constexpr int64_t kPairCols = 12;   // from here on live pairs alone may be quicker than whole tiles (docs/kernels.md)
+constexpr int64_t kPairCols = 24;   // from here on live pairs alone may be quicker than whole tiles (docs/kernels.md)
+constexpr int64_t kListCols = 4;    // from here on a slot's down may be quicker by live neurons than by whole tiles
 static_assert(kTileRows <= kPairRows && kTileCols <= kPairColumns);
 
 uint64_t f32_bytes(int64_t n) { return static_cast<uint64_t>(n) * sizeof(float); }
@@ -87,6 +88,10 @@ Result<> plan_experts(Planner& p) {
   s.hidden = p.scratch(n * (hidden_q8 ? q8_row_bytes(s.ff) : f32_bytes(s.ff)));
   const bool pairs = !s.silu && s.max_tokens >= kPairCols && s.width % 64 == 0 && p.kernels.matmul_pairs[static_cast<size_t>(s.up_type)];
   s.x_pairs = pairs ? p.scratch(static_cast<uint64_t>(s.max_tokens) * q8_row_bytes(s.width)) : kNoValue;
+  const bool lists =
+      !s.silu && s.max_tokens >= kListCols && s.order == DownOrder::neuron_major && p.kernels.matmul_live[static_cast<size_t>(s.down_type)];
+  s.lists = lists ? p.scratch(n * static_cast<uint64_t>(s.ff / 32) * sizeof(LiveGroup)) : kNoValue;
+  s.n_live = lists ? p.scratch(static_cast<uint64_t>(s.max_slots) * sizeof(int64_t)) : kNoValue;
 
   p.plan.max_slots = std::max(p.plan.max_slots, s.max_slots);
   const uint64_t expert = (gates_given ? 0 : p.plan.values[gate].bytes) + p.plan.values[up].bytes + p.plan.values[down].bytes;
@@ -119,7 +124,10 @@ struct Experts {
   void pack(int64_t token) const;
   void neurons(int64_t slot, int64_t row0, int64_t n) const;
   bool live_pairs(int64_t slot, int64_t row0, int64_t n, int64_t i, int64_t n_cols, const float* gate, float* up) const;
-  void store_hidden(const float* h, int64_t i, int64_t row0, int64_t n) const;
+  bool listed(int64_t slot) const { return s.lists != kNoValue && columns(slot) >= kListCols; }
+  LiveGroup* list(int64_t i, int64_t row0) const { return run.at<LiveGroup>(s.lists) + (i * s.ff + row0) / 32; }
+  int64_t& n_live(int64_t slot) const { return run.at<int64_t>(s.n_live)[slot]; }
+  int64_t store_hidden(const float* h, int64_t i, int64_t row0, int64_t n, bool list_them) const;
   void down(int64_t slot, int64_t row0, int64_t n) const;
   void down_row_per_neuron(int64_t slot, int64_t col0, int64_t n) const;
 };
@@ -171,7 +179,7 @@ void Experts::pack(int64_t token) const {
 bool Experts::live_pairs(int64_t slot, int64_t row0, int64_t n, int64_t i, int64_t n_cols, const float* gate, float* up) const {
   if (s.x_pairs == kNoValue || n_cols < kPairCols) return false;
   std::array<uint64_t, kTileRows> columns;
-  if (run.kernels.live_pairs(n, n_cols, gate, kTileRows, columns.data()) * 5 > n * n_cols * 3) return false;
+  if (run.kernels.live_pairs(n, n_cols, gate, kTileRows, columns.data()) * 20 > n * n_cols * 7) return false;
   std::array<int32_t, kTileCols> tokens;
   for (int64_t c = 0; c < n_cols; ++c) tokens[static_cast<size_t>(c)] = static_cast<int32_t>(rows[i + c] / s.top_k);
   const uint64_t bytes = row_bytes(s.up_type, s.width);
@@ -242,18 +250,22 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
       for (int64_t c = 0; c < n_cols; ++c)
         run.kernels.live_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
     }
-    for (int64_t c = 0; c < n_cols; ++c) store_hidden(gate.data() + c * kTileRows, i + c, row0, n);
+    int64_t n_listed = 0;
+    for (int64_t c = 0; c < n_cols; ++c) n_listed += store_hidden(gate.data() + c * kTileRows, i + c, row0, n, listed(slot));
+    if (n_listed > 0) std::atomic_ref<int64_t>(n_live(slot)).fetch_add(n_listed, std::memory_order_relaxed);  // seen after wait_for_zero
   }
 }
 
-void Experts::store_hidden(const float* h, int64_t i, int64_t row0, int64_t n) const {
+// Returns the number of neurons listed.
+int64_t Experts::store_hidden(const float* h, int64_t i, int64_t row0, int64_t n, bool list_them) const {
   if (!hidden_q8()) {
     std::memcpy(hidden_f32(i) + row0, h, f32_bytes(n));
-    return;
+    return 0;
   }
   alignas(64) std::array<std::byte, q8_row_bytes(kTileRows)> piece;
   run.kernels.quantize_q8(n, h, piece.data());
   place_q8(s.ff, row0, n, piece.data(), run.at<std::byte>(s.hidden) + static_cast<uint64_t>(i) * q8_row_bytes(s.ff));
+  return list_them ? run.kernels.list_live(n, piece.data(), list(i, row0)) : 0;
 }
 
 // Outputs [row0, row0 + n) of a slot for all of its rows; n <= kTileRows if there are several.
@@ -262,6 +274,22 @@ void Experts::down(int64_t slot, int64_t row0, int64_t n) const {
   float* const y = run.at<float>(s.y);
   const std::byte* const weights = run.slots[s.down + static_cast<uint64_t>(slot)];
   const uint64_t bytes = row_bytes(s.down_type, s.ff);
+  // From half of the neurons on tiles are as quick (docs/kernels.md).
+  if (listed(slot) && n_live(slot) * 2 < columns(slot) * s.ff) {
+    const int64_t block = ceil_div(columns(slot), ceil_div(columns(slot), kLiveColumns));
+    for (int64_t i = begin[slot]; i < begin[slot + 1]; i += block)
+      run.kernels.matmul_live[static_cast<size_t>(s.down_type)]({.weights = weights,
+                                                                 .n_outputs = s.width,
+                                                                 .first = row0,
+                                                                 .n_rows = n,
+                                                                 .groups = list(i, 0),
+                                                                 .dst = y + row0,
+                                                                 .dst_rows = rows + i,
+                                                                 .dst_stride = s.width,
+                                                                 .k = s.ff,
+                                                                 .n_cols = std::min<int64_t>(block, begin[slot + 1] - i)});
+    return;
+  }
   for (int64_t i = begin[slot]; i < begin[slot + 1]; i += kTileCols) {
     const int64_t n_cols = std::min<int64_t>(kTileCols, begin[slot + 1] - i);
     float* const dst = columns(slot) == 1 ? y + rows[i] * s.width + row0 : tile.data();
@@ -344,6 +372,7 @@ Result<> run_step(const ExpertsStep& s, const Run& run) {
   // runs already, or is done: nothing deadlocks, and only the last slots are ever waited for.
   int32_t* const pending = run.at<int32_t>(s.pending);
   for (int64_t slot = 0; slot < run.n_slots; ++slot) pending[slot] = static_cast<int32_t>(per_slot);
+  if (s.lists != kNoValue) std::fill_n(run.at<int64_t>(s.n_live), run.n_slots, 0);
   const int64_t first = run.n_slots * per_slot;
   parallel(run.host, first + run.n_slots * pieces, [&](uint32_t item) {
     const int64_t slot = item < first ? item / per_slot : (item - first) / pieces;

@@ -1,4 +1,5 @@
-// Products over neuron-major matrices: the bits of the row-major product of the same table, and not a byte outside of what a call names.
+// Products over neuron-major matrices, of all neurons and of lists of live ones: the bits of the row-major product of the same table, and not a byte outside of
+// what a call names.
 #include <algorithm>
 #include <limits>
 
@@ -81,8 +82,33 @@ class ByNeuron : public KernelTest {
     EXPECT_TRUE(dst.front_intact());
     return dst;
   }
+  // The same by lists, where the table has them for the type.
+  bool lists(DType type) const { return table().matmul_live[static_cast<size_t>(type)] != nullptr; }
+  Guarded by_lists(const Matrices& m, const Activations& a, int64_t first, int64_t n, int64_t n_cols) const {
+    std::vector<LiveGroup> groups(static_cast<size_t>(n_cols * m.k / 32));
+    for (int64_t c = 0; c < n_cols; ++c) {
+      const uint8_t* const row = a.rows.data() + static_cast<uint64_t>(c) * a.step;
+      const int64_t live = m.k - std::count(row, row + m.k, uint8_t{0});
+      EXPECT_EQ(table().list_live(m.k, row, groups.data() + c * m.k / 32), live);
+    }
+    Guarded dst(static_cast<size_t>((n + 5) * n_cols - 5) * 4);
+    std::fill_n(dst.floats(), dst.size() / 4, kSentinel);
+    // The columns go to rows in the opposite order, and are brought back.
+    std::vector<int32_t> rows(static_cast<size_t>(n_cols));
+    for (int64_t c = 0; c < n_cols; ++c) rows[static_cast<size_t>(c)] = static_cast<int32_t>(n_cols - 1 - c);
+    table().matmul_live[static_cast<size_t>(m.type)](
+        {m.neurons.data(), m.e, first, n, groups.data(), dst.floats(), rows.data(), n + 5, m.k, n_cols});
+    for (int64_t c = 0; c < n_cols / 2; ++c)
+      for (int64_t i = 0; i < n; ++i) std::swap(dst.floats()[c * (n + 5) + i], dst.floats()[(n_cols - 1 - c) * (n + 5) + i]);
+    EXPECT_TRUE(dst.front_intact());
+    return dst;
+  }
   void expect_same(Matrices& m, const Activations& a, int64_t first, int64_t n, int64_t n_cols) const {
-    const Guarded want = row_major(m, a, n_cols), got = by_neuron(m, a, first, n, n_cols);
+    const Guarded want = row_major(m, a, n_cols);
+    expect_equal(want, by_neuron(m, a, first, n, n_cols), m, first, n, n_cols);
+    if (lists(m.type)) expect_equal(want, by_lists(m, a, first, n, n_cols), m, first, n, n_cols);
+  }
+  static void expect_equal(const Guarded& want, const Guarded& got, const Matrices& m, int64_t first, int64_t n, int64_t n_cols) {
     for (int64_t c = 0; c < n_cols; ++c)
       for (int64_t i = 0; i < n + (c + 1 < n_cols ? 5 : 0); ++i)
         ASSERT_EQ(bits_of(read_as<float>(got.data() + (c * (n + 5) + i) * 4)),
@@ -97,12 +123,14 @@ TEST_P(ByNeuron, ThoseTypesAndNoOthers) {
   for (const DType type : kTypes)
     EXPECT_EQ(table().matmul_by_neuron[static_cast<size_t>(type)] != nullptr, type == DType::q4_0 || type == DType::q8_0)
         << type_name(type);
+  const auto any = std::any_of(std::begin(kTypes), std::end(kTypes), [&](DType type) { return lists(type); });
+  EXPECT_EQ(table().list_live != nullptr, any);
 }
 
 TEST_P(ByNeuron, GivesTheBitsOfTheRowMajorProduct) {
   for (const DType type : kOrdered)
     for (const auto& [e, k] : {std::pair<int64_t, int64_t>{32, 32}, {64, 96}, {96, 64}, {160, 256}, {352, 32}, {1536, 768}, {64, 2112}})
-      for (const double dead : {0.0, 0.5, 0.9}) {
+      for (const double dead : {0.0, 0.5, 0.9, 1.0}) {
         Rng rng(static_cast<uint64_t>(e * 31 + k));
         Matrices m(type, e, k);
         m.randomise(rng);
@@ -157,17 +185,26 @@ TEST_P(ByNeuron, TakesSpecialNumbers) {
         std::vector<float> x = hidden(96, n_cols, 0.5, rng);
         x[40] = special;
         const Activations a(table(), 96, n_cols, x);
-        const Guarded want = row_major(m, a, n_cols), got = by_neuron(m, a, 0, 64, n_cols);
-        for (int64_t i = 0; i < 64 * n_cols; ++i) {
-          const float w = read_as<float>(want.data() + i * 4), g = read_as<float>(got.data() + (i / 64 * 69 + i % 64) * 4);
-          EXPECT_TRUE(std::isnan(w) ? std::isnan(g) : bits_of(w) == bits_of(g)) << type_name(type) << " " << special << " at " << i;
-        }
+        const Guarded want = row_major(m, a, n_cols);
+        const auto expect = [&](const Guarded& got) {
+          for (int64_t i = 0; i < 64 * n_cols; ++i) {
+            const float w = read_as<float>(want.data() + i * 4), g = read_as<float>(got.data() + (i / 64 * 69 + i % 64) * 4);
+            EXPECT_TRUE(std::isnan(w) ? std::isnan(g) : bits_of(w) == bits_of(g)) << type_name(type) << " " << special << " at " << i;
+          }
+        };
+        expect(by_neuron(m, a, 0, 64, n_cols));
+        if (lists(type)) expect(by_lists(m, a, 0, 64, n_cols));
       }
       write_as(m.row(3) + traits(type).block_bytes, f32_to_f16(kInf));
       m.move();
       std::vector<float> x(static_cast<size_t>(96 * n_cols), 0.0f);
-      const Guarded got = by_neuron(m, Activations(table(), 96, n_cols, x), 0, 64, n_cols);
-      for (int64_t c = 0; c < n_cols; ++c) EXPECT_TRUE(std::isnan(read_as<float>(got.data() + (c * 69 + 3) * 4)));
+      const Activations a(table(), 96, n_cols, x);
+      const Guarded got = by_neuron(m, a, 0, 64, n_cols),
+                    listed = lists(type) ? by_lists(m, a, 0, 64, n_cols) : by_neuron(m, a, 0, 64, n_cols);
+      for (int64_t c = 0; c < n_cols; ++c) {
+        EXPECT_TRUE(std::isnan(read_as<float>(got.data() + (c * 69 + 3) * 4)));
+        EXPECT_TRUE(std::isnan(read_as<float>(listed.data() + (c * 69 + 3) * 4)));
+      }
     }
 }
 
