@@ -18,9 +18,10 @@ namespace {
 
 constexpr int64_t kTileRows = 128;  // neurons or outputs of an item, at most
 constexpr int64_t kTileCols = 64;   // rows of a slot that pass through a tile on the stack at once: weights are unpacked once for them
+constexpr int64_t kRunRows = 1024;  // neurons of an item where every slot has one row
 constexpr int64_t kPairCols = 24;   // from here on live pairs alone may be quicker than whole tiles (docs/kernels.md)
 constexpr int64_t kListCols = 4;    // from here on a slot's down may be quicker by live neurons than by whole tiles
-static_assert(kTileRows <= kPairRows && kTileCols <= kPairColumns);
+static_assert(kTileRows <= kPairRows && kTileCols <= kPairColumns && kRunRows <= kTileRows * kTileCols);
 
 uint64_t f32_bytes(int64_t n) { return static_cast<uint64_t>(n) * sizeof(float); }
 
@@ -197,10 +198,10 @@ bool Experts::live_pairs(int64_t slot, int64_t row0, int64_t n, int64_t i, int64
   return true;
 }
 
-// Neurons [row0, row0 + n) of a slot, n <= kTileRows, for all of its rows.
+// Neurons [row0, row0 + n) of a slot for all of its rows; n <= kTileRows, or kRunRows if there is one.
 void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
   alignas(64) std::array<float, kTileRows * kTileCols> gate, up;
-  std::array<int32_t, kTileRows> live;
+  std::array<int32_t, kRunRows> live;
   const auto product = [&](uint32_t tensor, DType type, bool interleaved, int64_t i, int64_t n_cols, float* dst, const int32_t* list,
                            int64_t n_list) {
     const uint64_t bytes = row_bytes(type, s.width);
@@ -232,7 +233,8 @@ void Experts::neurons(int64_t slot, int64_t row0, int64_t n) const {
       for (int64_t c = 0; c < n_cols; ++c)
         run.kernels.live_mul(n, gate.data() + c * kTileRows, up.data() + c * kTileRows, gate.data() + c * kTileRows);
     } else {
-      std::array<uint8_t, kTileRows> alive{};  // by some row
+      std::array<uint8_t, kRunRows> alive;  // by some row
+      std::fill_n(alive.begin(), n, uint8_t{0});
       for (int64_t c = 0; c < n_cols; ++c) run.kernels.mark_alive(n, gate.data() + c * kTileRows, alive.data());
       int64_t n_live = 0;
       for (int64_t r = 0; r < n; ++r) {
@@ -262,7 +264,7 @@ int64_t Experts::store_hidden(const float* h, int64_t i, int64_t row0, int64_t n
     std::memcpy(hidden_f32(i) + row0, h, f32_bytes(n));
     return 0;
   }
-  alignas(64) std::array<std::byte, q8_row_bytes(kTileRows)> piece;
+  alignas(64) std::array<std::byte, q8_row_bytes(kRunRows)> piece;
   run.kernels.quantize_q8(n, h, piece.data());
   place_q8(s.ff, row0, n, piece.data(), run.at<std::byte>(s.hidden) + static_cast<uint64_t>(i) * q8_row_bytes(s.ff));
   return list_them ? run.kernels.list_live(n, piece.data(), list(i, row0)) : 0;
@@ -358,7 +360,10 @@ Result<> run_step(const ExpertsStep& s, const Run& run) {
     busy += x.columns(slot) > 0;
     most = std::max(most, x.columns(slot));
   }
-  const int64_t neurons = piece_size(s.ff, busy, threads, 32, kTileRows), per_slot = ceil_div(s.ff, neurons);
+  // A token alone: long runs of gates and long lists of live rows, as what a run or a list begins with comes unannounced. One thread has nobody to share with.
+  const int64_t neurons =
+      most == 1 ? piece_size(threads == 1 ? 8 * s.ff : s.ff, busy, threads, 32, kRunRows) : piece_size(s.ff, busy, threads, 32, kTileRows);
+  const int64_t per_slot = ceil_div(s.ff, neurons);
   // Whole blocks of a row per neuron; whole cache lines of neuron-major codes.
   const bool per_neuron = s.order == DownOrder::row_per_neuron;
   const int64_t unit = per_neuron ? traits(s.down_type).block : s.order == DownOrder::neuron_major ? kTileRows : 8;
