@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """forethought plan --sweep and what it rests on: table, JSON and plot; the prediction's sources; the kept figures of the disk. The bundled tiny model."""
+import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +16,16 @@ from program import FAILED, NO_FIT, TINY, USAGE
 
 RANGE = "20MiB:40MiB:9"
 SVG = "{http://www.w3.org/2000/svg}"
+
+
+@functools.cache
+def budget(context=64):
+    """One that experts are streamed under, whatever the program itself takes here: the smallest that works, and a little."""
+    with tempfile.TemporaryDirectory() as folder:
+        program.measured_cache(pathlib.Path(folder))
+        refused = subprocess.run([program.program_path(), "plan", "-m", TINY, "--cpu-only", "-c", str(context), "--ram", "1MiB"], capture_output=True, text=True,
+                                 timeout=300, env={**os.environ, "XDG_CACHE_HOME": folder})
+    return f"{int(re.search(r'smallest budget that works is --ram ([0-9]+)MiB', refused.stderr)[1]) + 1}MiB"
 
 
 class Program(unittest.TestCase):
@@ -70,7 +82,7 @@ class Sweep(Program):
 
     def test_faster_storage_is_faster(self):
         def speed(storage):
-            return json.loads(self.plan("--ram", "25MiB", "--storage-speed", storage, "--json"))["predicted_tok_s"]
+            return json.loads(self.plan("--ram", budget(), "--storage-speed", storage, "--json"))["predicted_tok_s"]
         slow, fast = speed("10MB/s"), speed("10GB/s")
         self.assertGreater(fast, 2 * slow)
 
@@ -94,7 +106,7 @@ class Sweep(Program):
         self.assertNotIn("href", svg.read_text())  # needs nothing but itself
 
     def test_plan_says_what_storage_costs(self):
-        text = self.plan("--ram", "26MiB", "--storage-speed", "1GB/s")
+        text = self.plan("--ram", budget(), "--storage-speed", "1GB/s")
         for words in ("from storage per token", "ASSUMED", "bound by", "if all experts were in memory", "prefill:"):
             self.assertIn(words, text)
 
@@ -102,23 +114,23 @@ class Sweep(Program):
         trace = self.path / "run.trace"
         done = self.run_program("run", "-m", TINY, "--cpu-only", "-c", 128, "-n", 60, "--ignore-end", "-q", "--trace-routing", trace, "-p", "Sort: pear, fig.")
         self.assertEqual(done.returncode, 0, done.stderr)
-        with_trace = json.loads(self.plan("--ram", "26MiB", "--trace", trace, "--storage-speed", "1GB/s", "--json"))["expected"]
+        with_trace = json.loads(self.plan("--ram", budget(), "--trace", trace, "--storage-speed", "1GB/s", "--json"))["expected"]
         self.assertEqual(with_trace["uses"], "trace")
-        assumed = json.loads(self.plan("--ram", "26MiB", "--storage-speed", "1GB/s", "--json"))["expected"]
+        assumed = json.loads(self.plan("--ram", budget(), "--storage-speed", "1GB/s", "--json"))["expected"]
         self.assertNotEqual(with_trace["hit_rate"], assumed["hit_rate"])
         other = self.path / "other.trace"
         other.write_text(trace.read_text().replace("shape 8 16 4", "shape 9 16 4"))
-        done = self.run_program("plan", "-m", TINY, "--cpu-only", "--ram", "26MiB", "-c", 64, "--trace", other)
+        done = self.run_program("plan", "-m", TINY, "--cpu-only", "--ram", budget(), "-c", 64, "--trace", other)
         self.assertEqual(done.returncode, USAGE, done.stderr)
         self.assertIn("9 layers", done.stderr)
 
     def test_a_warm_set_is_the_next_best(self):
         warm = self.path / "warm"
-        run = ("run", "-m", TINY, "--cpu-only", "-c", 64, "-n", 40, "--ignore-end", "-q", "--ram", "26MiB", "--warm-set", warm, "-p", "Sort: pear, fig.")
+        run = ("run", "-m", TINY, "--cpu-only", "-c", 64, "-n", 40, "--ignore-end", "-q", "--ram", budget(), "--warm-set", warm, "-p", "Sort: pear, fig.")
         self.assertEqual(self.run_program(*run).returncode, 0)
-        self.assertEqual(json.loads(self.plan("--ram", "26MiB", "--warm-set", warm, "--json"))["expected"]["uses"], "warm set")
+        self.assertEqual(json.loads(self.plan("--ram", budget(), "--warm-set", warm, "--json"))["expected"]["uses"], "warm set")
         warm.write_text(warm.read_text().replace("layers", "leyers"))
-        expected = json.loads(self.plan("--ram", "26MiB", "--warm-set", warm, "--json"))["expected"]
+        expected = json.loads(self.plan("--ram", budget(), "--warm-set", warm, "--json"))["expected"]
         self.assertEqual(expected["uses"], "assumed")
         self.assertIn("warm set not used", expected["uses_label"])
 
@@ -137,9 +149,10 @@ class Sweep(Program):
 
 class Ubatch(Program):
     def test_smaller_steps_where_larger_ones_do_not_fit(self):
-        refused = self.run_program("plan", "-m", TINY, "--cpu-only", "-c", 1024, "-ub", 512, "--ram", "26MiB")
+        smallest = budget(1024)
+        refused = self.run_program("plan", "-m", TINY, "--cpu-only", "-c", 1024, "-ub", 512, "--ram", smallest)
         self.assertEqual(refused.returncode, NO_FIT, refused.stdout)
-        done = self.run_program("plan", "-m", TINY, "--cpu-only", "-c", 1024, "--ram", "26MiB", "--json")
+        done = self.run_program("plan", "-m", TINY, "--cpu-only", "-c", 1024, "--ram", smallest, "--json")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertLess(json.loads(done.stdout)["ubatch"], 512)
         self.assertIn("note: prefill in steps of", done.stderr)
@@ -168,7 +181,7 @@ class Storage(Program):
     measured = False
 
     def note(self, cache=None):
-        return json.loads(self.plan("--ram", "26MiB", "--json", cache=cache))["expected"]["storage_note"]
+        return json.loads(self.plan("--ram", budget(), "--json", cache=cache))["expected"]["storage_note"]
 
     first = None  # cache folder and note of the first measurement, which all tests begin with
 
@@ -194,16 +207,16 @@ class Storage(Program):
     def test_is_measured_once(self):
         self.file.write_text(json.dumps(self.calm()))
         self.assertIn("measured before", self.note())
-        expected = json.loads(self.plan("--ram", "26MiB", "--json"))["expected"]
+        expected = json.loads(self.plan("--ram", budget(), "--json"))["expected"]
         self.assertEqual(expected["storage_bytes_per_second"], 123e6)
-        done = self.run_program("run", "-m", TINY, "--cpu-only", "-c", 64, "-n", 4, "--ram", "26MiB", "-v", "-p", "Hello")
+        done = self.run_program("run", "-m", TINY, "--cpu-only", "-c", 64, "-n", 4, "--ram", budget(), "-v", "-p", "Hello")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("queue 32", done.stderr)
         self.assertIn("0.12 GB/s measured", done.stderr)
 
     def test_the_users_queue_wins(self):
         self.file.write_text(json.dumps(self.calm()))
-        done = self.run_program("run", "-m", TINY, "--cpu-only", "-c", 64, "-n", 4, "--ram", "26MiB", "-v", "--expert-queue", 3, "-p", "Hello")
+        done = self.run_program("run", "-m", TINY, "--cpu-only", "-c", 64, "-n", 4, "--ram", budget(), "-v", "--expert-queue", 3, "-p", "Hello")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("queue 3,", done.stderr)
 
@@ -219,7 +232,7 @@ class Storage(Program):
 
     def test_a_cache_that_cannot_be_written_stops_nothing(self):
         self.assertIn("it cannot be kept", self.note(cache="/proc/none"))
-        done = self.run_program("run", "-m", TINY, "--cpu-only", "-c", 64, "-n", 4, "--ram", "26MiB", "-p", "Hello", cache="/proc/none")
+        done = self.run_program("run", "-m", TINY, "--cpu-only", "-c", 64, "-n", 4, "--ram", budget(), "-p", "Hello", cache="/proc/none")
         self.assertEqual(done.returncode, 0, done.stderr)
 
 
