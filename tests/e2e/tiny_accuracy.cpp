@@ -3,7 +3,8 @@
 //   tiny_accuracy MODEL EVAL.jsonl MISSED.txt [--isa NAME|all] [--every N] [--loss N] [--kv f32] [--threads N]
 //                [--plugin FILE --device NAME]
 //
-// With a device: attention and head on it, the rest on the CPU. A task's answer is right when greedy decoding would yield exactly the expected tokens. That takes one forward pass per row: the expected token
+// With a device: attention and head on it, the rest on the CPU.
+// A task's answer is right when greedy decoding would yield exactly the expected tokens. That takes one forward pass per row: the expected token
 // must be the arg max at every position of the answer, its end token included (tools/tiny_model/evaluate.py decides the same way). MISSED names the
 // rows that exact arithmetic on the bundled weights gets wrong; a task fails when more than --loss rows are wrong beyond those.
 // Stories have no single answer: tests/e2e/stories_test.py generates them.
